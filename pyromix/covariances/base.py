@@ -1,0 +1,56 @@
+"""The extension point for covariance structures of random effects."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pyromix.linalg.operators import AbstractOperator
+from pyromix.parameters import Parameter
+
+
+@dataclass(frozen=True)
+class Coords:
+    """What a structure may know of the array it describes.
+
+    Attributes
+    ----------
+    levels
+        Labels of the levels, in the order of the array's first dimension.
+    terms
+        Labels of the effects within a level, in the order of its second dimension.
+    values
+        What the user handed over for the levels: times, places, ids; ``None`` if nothing.
+    """
+
+    levels: tuple[Any, ...]
+    terms: tuple[str, ...]
+    values: Any = None
+
+
+class Covariance(ABC):
+    """Structured zero-mean Gaussian prior of a random-effect array, given hyper-parameters.
+
+    A structure is two methods. An instance holds only what the user configured (a fixed number, a prior), so one
+    instance serves any number of effects. `pyromix.testing.CovarianceSuite` checks a new one against its dense twin.
+    """
+
+    @abstractmethod
+    def parameters(self, coords: Coords) -> tuple[Parameter, ...]:
+        """Hyper-parameters with their supports and priors."""
+
+    @abstractmethod
+    def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> AbstractOperator:
+        """The covariance at hyper-parameter values ``theta`` (by parameter name)."""
+
+    def describe(self, theta: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Derived quantities worth recording beside the parameters, by name; none by default."""
+        return {}
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if v is not None)
+        return f"{type(self).__name__}({given})"

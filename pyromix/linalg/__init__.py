@@ -1,0 +1,1 @@
+"""Tensor and sparse-matrix mathematics: no Pyro, no pandas."""

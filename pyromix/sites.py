@@ -1,0 +1,158 @@
+"""Roles of sample sites: the only reader and writer of ``infer["pyromix"]``.
+
+A backend sees a program through its sites. What it may know of a site beyond Pyro's own fields is the annotation here:
+
+=========  ==========================================================================================================
+`Hyper`    a hyper-parameter or a coefficient vector
+`Latent`   a random-effect array, Gaussian given the hyper-parameters, with its row map
+`Function` the output of a network or an outside regressor, carrying the module
+`Data`     an observed response, carrying its predictor and its family
+=========  ==========================================================================================================
+
+Roles are written by effects and `observe`, never guessed: ``poutine.condition`` marks latent sites as observed too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributions import constraints
+
+if TYPE_CHECKING:
+    from pyromix.families.base import AbstractFamily
+
+KEY = "pyromix"
+
+
+@dataclass(frozen=True)
+class RowMap:
+    r"""Sparse linear map from a random-effect array ``u`` (levels, terms) to rows.
+
+    .. math:: (Zu)_n = \sum_m w_{nm} \sum_k z_{nk} u_{g(n,m),k}
+
+    Attributes
+    ----------
+    index
+        Level of each row, ``(n,)``, or levels ``(n, m)`` for multiple membership. Negative entries count from the end
+        of ``u``, where prediction appends levels that the fit has not seen.
+    design
+        ``z``, ``(n, q)``; ``None`` for an intercept.
+    weight
+        ``w``, ``(n, m)``; ``None`` for ones.
+    """
+
+    index: torch.Tensor
+    design: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
+
+    def apply(self, u: torch.Tensor) -> torch.Tensor:
+        """Rows of ``Zu``: u (*batch, levels, q) -> (*batch, n)."""
+        if u.shape[-1] == 1:
+            rows = u[..., 0][..., self.index]
+            if self.design is not None:
+                column = self.design[:, 0]
+                rows = rows * (column if self.index.dim() == 1 else column[:, None])
+        else:
+            rows = u[..., self.index, :]  # (*batch, n[, m], q)
+            assert self.design is not None
+            design = self.design if self.index.dim() == 1 else self.design[:, None, :]
+            rows = (rows * design).sum(-1)
+        if self.index.dim() == 1:
+            return rows if self.weight is None else rows * self.weight.reshape(-1)
+        return rows.sum(-1) if self.weight is None else (rows * self.weight).sum(-1)
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """A hyper-parameter site.
+
+    Attributes
+    ----------
+    support
+        Where the value may lie (`pyromix.parameters.Parameter`); may be wider than the prior's support.
+    design
+        For a coefficient vector: the columns ``(n, p)`` that multiply it in the predictor, else ``None``.
+    labels
+        Names of the entries along the last dimension, if they have names.
+    """
+
+    support: constraints.Constraint
+    design: torch.Tensor | None = None
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A random-effect site: its distribution is a `StructuredNormal`, its value (levels, terms).
+
+    Attributes
+    ----------
+    rows
+        How the array enters the predictor.
+    levels, terms
+        Labels of the two dimensions.
+    group
+        The grouping factor it belongs to; several effects may share one.
+    """
+
+    rows: RowMap
+    levels: tuple[Any, ...]
+    terms: tuple[str, ...]
+    group: str
+
+
+@dataclass(frozen=True)
+class Function:
+    """The output of a module with weights to be learned."""
+
+    module: torch.nn.Module
+
+
+@dataclass(frozen=True)
+class Data:
+    """An observed response.
+
+    Attributes
+    ----------
+    family
+        The response family.
+    eta
+        Predictor with the offset added: ``(n,)``, or ``(n, K)`` for several predictors.
+    obs
+        The response ``(n,)``.
+    trials, weights, mask
+        Binomial trials; frequency weights of the log-likelihood; rows that count.
+    dispersion
+        The family's other parameters by name: SD of a Gaussian, ...
+    """
+
+    family: AbstractFamily
+    eta: torch.Tensor
+    obs: torch.Tensor
+    trials: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    dispersion: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+Annotation = Hyper | Latent | Function | Data
+
+
+def annotate(annotation: Annotation, **infer: Any) -> dict[str, Any]:
+    """The ``infer`` argument of a site with this role."""
+    return {KEY: annotation, **infer}
+
+
+def annotation(site: Mapping[str, Any]) -> Annotation | None:
+    """The site's role, or ``None`` for a site that is not pyromix's."""
+    return (site.get("infer") or {}).get(KEY)
+
+
+def sites_of(trace: Any, role: type) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Name and message of every site of a trace with the given role, in program order."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and isinstance(annotation(site), role):
+            yield name, site
