@@ -46,7 +46,7 @@ def generator(seed: int) -> torch.Generator:
 
 @pytest.fixture(autouse=True)
 def _isolated_globals() -> Iterator[None]:
-    """Fail a test that leaves a process-wide setting changed; give every test fresh random states and an empty store."""
+    """Fresh random states and parameter store for every test; no process-wide setting may be left changed."""
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
