@@ -1,0 +1,83 @@
+"""What a backend hands over: an estimate, its uncertainty and how it was obtained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pyromix.errors import Status
+
+Draws = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class HealthRecord:
+    """One finding about a fit.
+
+    Attributes
+    ----------
+    code
+        Stable short name: ``"singular"``, ``"gradient"``, ``"separation"``.
+    severity
+        ``"error"``, ``"warn"`` or ``"info"``.
+    value, threshold
+        What was measured and the limit it was held against.
+    parameter
+        What it concerns: a parameter, term, column or group.
+    remedy
+        What to do about it, one sentence.
+    """
+
+    code: str
+    severity: str
+    value: float | str
+    threshold: float | str
+    parameter: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A point with its curvature, or posterior draws.
+
+    Attributes
+    ----------
+    kind
+        ``"point"`` (maximum likelihood, MAP) or ``"draws"``.
+    inference
+        How it was obtained, for people and for ArviZ attributes: ``"REML, Exact"``.
+    point
+        Hyper-parameter site -> estimate (posterior mean for draws). Under REML and profiling the coefficients too.
+    latents, latent_sd
+        Random-effect site -> conditional mode and conditional SD, (levels, terms).
+    covariance
+        Hyper-parameter site -> covariance matrix of its flattened entries; NaN where it is not available.
+    draw
+        ``draw(n, seed)`` -> site -> (n, *shape): draws from the posterior, or for a point estimate from its stated
+        Gaussian approximation. Deterministic in the seed.
+    log_likelihood
+        Maximised log-likelihood with all constants; the restricted one under REML.
+    n_parameters
+        Degrees of freedom: estimated coefficients, variances, correlations, dispersions and network weights.
+    settings
+        The backend's configuration as plain values (JSON).
+    sample_stats
+        ArviZ's canonical names -> (chain, draw) arrays, for samplers.
+    """
+
+    kind: str
+    inference: str
+    point: Mapping[str, torch.Tensor]
+    latents: Mapping[str, torch.Tensor]
+    latent_sd: Mapping[str, torch.Tensor]
+    covariance: Mapping[str, torch.Tensor]
+    draw: Callable[[int, int], Draws]
+    log_likelihood: float
+    n_parameters: int
+    status: Status
+    health: tuple[HealthRecord, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sample_stats: Mapping[str, Any] | None = None

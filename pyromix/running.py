@@ -1,0 +1,131 @@
+"""Run a program under given values and read what it declares.
+
+Pyro's handler stack, parameter store and validation flag belong to the process. Every run takes one re-entrant lock and
+leaves all three, and the random state, as they were.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+
+from pyromix.errors import DataError
+from pyromix.sites import Data, Function, Hyper, Latent, annotation
+
+Program = Callable[..., Any]
+_LOCK = threading.RLock()
+
+
+@dataclass
+class Site:
+    """A recorded sample site: its role, its distribution, its value, the annotation."""
+
+    name: str
+    role: Any
+    fn: Any
+    value: torch.Tensor
+
+
+@dataclass
+class Record:
+    """What one run of a program declared, by role, each in program order."""
+
+    hypers: dict[str, Site] = field(default_factory=dict)
+    latents: dict[str, Site] = field(default_factory=dict)
+    functions: dict[str, Site] = field(default_factory=dict)
+    data: dict[str, Site] = field(default_factory=dict)
+    plain: dict[str, Site] = field(default_factory=dict)
+    deterministic: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def log_prior(self) -> torch.Tensor:
+        """Summed log prior density of the hyper-parameters."""
+        terms = [site.fn.log_prob(site.value).sum() for site in self.hypers.values()]
+        return sum(terms, torch.zeros((), dtype=torch.float64))
+
+
+class _Recorder(Messenger):
+    """Put given values at latent sites, refuse to draw data, and record every site."""
+
+    def __init__(self, values: Mapping[str, torch.Tensor], default: str) -> None:
+        super().__init__()
+        self.values, self.default, self.record = values, default, Record()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        role = annotation(msg)
+        if isinstance(role, Data):
+            # the density is the business of whoever asked; the site only has to have a value of the right shape
+            if msg["value"] is None:
+                msg["value"] = role.eta.detach()
+                msg["is_observed"] = True
+            msg["done"] = True
+            return
+        if msg["is_observed"]:
+            msg["done"] = True
+            return
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+        elif isinstance(role, Latent) and self.default == "zero":
+            msg["value"] = msg["fn"].mean
+        else:
+            return  # drawn from its prior
+        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        role, name = annotation(msg), msg["name"]
+        if msg["infer"].get("_deterministic") and not isinstance(role, Function):
+            self.record.deterministic[name] = msg["value"]
+            return
+        site = Site(name, role, msg["fn"], msg["value"])
+        if isinstance(role, Hyper):
+            self.record.hypers[name] = site
+        elif isinstance(role, Latent):
+            self.record.latents[name] = site
+        elif isinstance(role, Function):
+            self.record.functions[name] = site
+        elif isinstance(role, Data):
+            self.record.data[name] = site
+        elif type(msg["fn"]).__name__ != "_Subsample":
+            self.record.plain[name] = site
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Hold the lock, an empty parameter store and unvalidated distributions; restore them afterwards."""
+    with _LOCK, pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        yield
+
+
+def run(
+    program: Program,
+    args: tuple[Any, ...],
+    values: Mapping[str, torch.Tensor] | None = None,
+    latents: str = "zero",
+    seed: int | None = None,
+) -> Record:
+    """Run ``program(*args)`` with the given site values and record its sites.
+
+    Parameters
+    ----------
+    values
+        Value by site name; gradients flow through them. Hyper-parameters left out are drawn from their priors.
+    latents
+        What a random-effect site left out of `values` holds: ``"zero"``, or ``"prior"`` for a draw.
+    seed
+        Seed of those draws; the global random state is restored afterwards either way.
+    """
+    with isolated(), torch.random.fork_rng(devices=[], enabled=True):
+        if seed is not None:
+            torch.manual_seed(seed)
+        recorder = _Recorder(values or {}, latents)
+        with recorder:
+            program(*args)
+    if not recorder.record.data:
+        raise DataError("the program observes nothing through pyromix.observe; add one observe(...) statement.")
+    return recorder.record
