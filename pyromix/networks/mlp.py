@@ -126,7 +126,7 @@ class MLP(nn.Module):
             raise ConfigError(f"MLP.build(n_inputs={n_inputs}): the module has no input; give it at least one column.")
         if self.standardize and inputs is None:
             raise ConfigError(
-                "MLP.build(inputs=None): standardize=True needs the training columns; pass inputs=, a (n, n_inputs) tensor."
+                "MLP.build(inputs=None): standardize=True needs the training columns; pass them as inputs=, (n, n_inputs)."
             )
         mean, sd = _scale(inputs, n_inputs) if self.standardize and inputs is not None else _unit_scale(n_inputs)
         self._create(n_inputs, mean, sd)
@@ -190,6 +190,7 @@ class MLP(nn.Module):
         if self.n_inputs:
             parts.append((_numeric(columns["numeric"], self.n_inputs) - self.input_mean) / self.input_sd)
         for name, table in zip(self.categorical, self.embeddings, strict=True):
+            assert isinstance(table, nn.Embedding)
             parts.append(_look_up(table, columns[name], name))
         rows = {name: len(columns[name]) for name in columns}
         if len(set(rows.values())) > 1:
@@ -201,13 +202,15 @@ class MLP(nn.Module):
         if isinstance(inputs, torch.Tensor):
             if self.categorical:
                 raise DataError(
-                    f"MLP: got one tensor, but the module embeds {list(self.categorical)}; pass a dict with keys {list(wanted)}."
+                    f"MLP: got one tensor, but the module embeds {list(self.categorical)}; "
+                    f"pass a dict with keys {list(wanted)}."
                 )
             return {"numeric": inputs}
         missing, unknown = set(wanted) - set(inputs), set(inputs) - set(wanted) - {"numeric"}
         if missing or unknown:
             raise DataError(
-                f"MLP: the inputs must have the keys {list(wanted)}; missing {sorted(missing)}, unknown {sorted(unknown)}."
+                f"MLP: the inputs must have the keys {list(wanted)}; "
+                f"missing {sorted(missing)}, unknown {sorted(unknown)}."
             )
         return {name: inputs[name] for name in wanted}
 
@@ -216,7 +219,6 @@ class MLP(nn.Module):
         mean, sd = state_dict.get(f"{prefix}input_mean"), state_dict.get(f"{prefix}input_sd")
         if not self.built and mean is not None and sd is not None and self.n_inputs in (None, len(mean)):
             self._create(len(mean), mean.clone(), sd.clone())
-            # children made just now are not in the loader's walk yet, nor would they be: it lists them after this call
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -272,7 +274,7 @@ def _numeric(x: torch.Tensor, n_inputs: int) -> torch.Tensor:
     return x.to(torch.float64)
 
 
-def _look_up(table: nn.Module, codes: torch.Tensor, name: str) -> torch.Tensor:
+def _look_up(table: nn.Embedding, codes: torch.Tensor, name: str) -> torch.Tensor:
     if codes.dim() != 1 or codes.is_floating_point() or codes.dtype == torch.bool:
         raise DataError(
             f"MLP: column {name!r} has shape {tuple(codes.shape)} and dtype {codes.dtype}, expected integer codes (n,)."
@@ -282,7 +284,7 @@ def _look_up(table: nn.Module, codes: torch.Tensor, name: str) -> torch.Tensor:
     except IndexError as error:
         # found by the look-up itself: a check of every call would break tracing
         n_levels = table.num_embeddings
-        wrong = torch.nonzero((codes < 0) | (codes >= n_levels))[0].item()
+        wrong = int(torch.nonzero((codes < 0) | (codes >= n_levels))[0])
         raise DataError(
             f"MLP: column {name!r} has code {codes[wrong].item()} at position {wrong}, but the module was made for "
             f"{n_levels} levels (codes 0 to {n_levels - 1}); give embeddings={{{name!r}: (more levels, dimension)}}."
