@@ -1,0 +1,151 @@
+"""Entries of the inverse of a `Factor`: what gradients and conditional variances need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse as sp
+
+from pyromix.linalg import cholesky as small
+from pyromix.linalg.block import CHUNK, Arrays, Factor
+from pyromix.linalg.sparse import DenseComplement
+
+
+def diagonal_blocks(factor: Factor) -> Arrays:
+    """Diagonal blocks of ``A^-1``, (levels, q, q) per term: the conditional covariances of the spherical effects."""
+    layout = factor.layout
+    out: Arrays = [np.empty(0)] * len(layout.terms)
+    for k, start in layout.offsets.items():
+        term = layout.terms[k]
+        at = start + np.arange(term.levels)[:, None, None] * term.q
+        shape = (term.levels, term.q, term.q)
+        rows = np.broadcast_to(at + np.arange(term.q)[None, :, None], shape)
+        cols = np.broadcast_to(at + np.arange(term.q)[None, None, :], shape)
+        out[k] = factor.rest.inverse_at(rows.ravel(), cols.ravel()).reshape(shape)
+    if layout.lead is not None:
+        out[layout.lead] = small.inverse(factor.root)
+        if factor.v is not None:
+            out[layout.lead] = out[layout.lead] + _lead_correction(factor)
+    return out
+
+
+def diagonal_sums(factor: Factor) -> Arrays:
+    """Diagonal blocks of ``A^-1`` summed over levels, (q, q) per term.
+
+    For a dense complement the lead term's sum is ``sum(inverse * T^T T)``, which needs no per-level work.
+    """
+    layout = factor.layout
+    if layout.lead is None or factor.v is None or not isinstance(factor.rest, DenseComplement):
+        return [block.sum(0) for block in diagonal_blocks(factor)]
+    out: Arrays = [np.empty(0)] * len(layout.terms)
+    inverse = factor.rest.inverse
+    for k, start in layout.offsets.items():
+        term = layout.terms[k]
+        positions = start + np.arange(term.levels)[:, None] * term.q + np.arange(term.q)
+        out[k] = inverse[positions[:, :, None], positions[:, None, :]].sum(0)
+    out[layout.lead] = small.inverse(factor.root).sum(0) + _lead_sum(factor, inverse)
+    return out
+
+
+def pair_blocks(factor: Factor) -> Arrays:
+    """Blocks of ``A^-1`` at every pair of levels that occur together, (pairs, q_j, q_k) per pair of the layout."""
+    layout = factor.layout
+    diagonal = diagonal_blocks(factor)
+    crossing = iter(_crossing_blocks(factor)) if layout.crossing else iter(())
+    out = []
+    for p, pair in enumerate(layout.pairs):
+        q_j, q_k = layout.terms[pair.j].q, layout.terms[pair.k].q
+        if pair.same:
+            out.append(diagonal[pair.j])
+        elif p in layout.crossing:
+            block = next(crossing)
+            out.append(block if pair.j == layout.lead else block.swapaxes(1, 2))
+        else:
+            shape = (len(pair.level_j), q_j, q_k)
+            rows = layout.offsets[pair.j] + pair.level_j[:, None, None] * q_j + np.arange(q_j)[None, :, None]
+            cols = layout.offsets[pair.k] + pair.level_k[:, None, None] * q_k + np.arange(q_k)[None, None, :]
+            rows, cols = np.broadcast_to(rows, shape).ravel(), np.broadcast_to(cols, shape).ravel()
+            out.append(factor.rest.inverse_at(rows, cols).reshape(shape))
+    return out
+
+
+# -- the lead term's rows of the inverse: A^-1_1r = -T S^-1 with T = R^-T V --------------------------------------------
+
+
+def _t(factor: Factor) -> np.ndarray | sp.csr_array:
+    """``T = A_11^-1 A_1r``, in the layout of V."""
+    root, layout = factor.root, factor.layout
+    levels, q = root.shape[:2]
+    if layout.dense_border:
+        return small.solve_upper(root, factor.v.reshape(levels, q, -1)).reshape(levels * q, -1)
+    if q == 1:
+        data = factor.v.data / np.repeat(root[:, 0, 0], np.diff(layout.indptr))
+        return sp.csr_array((data, factor.v.indices, factor.v.indptr), shape=factor.v.shape)
+    inverse_t = small.solve_upper(root, np.broadcast_to(np.eye(q), root.shape))
+    index = np.arange(levels + 1)
+    left = sp.bsr_array((inverse_t, index[:-1], index), shape=(levels * q, levels * q))
+    t = (left.tocsr() @ factor.v).tocsr()
+    t.sort_indices()
+    return t
+
+
+def _products(factor: Factor) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Row slices of T, dense rows of T and of ``T S^-1``, a few million entries at a time."""
+    t, border = _t(factor), factor.layout.border
+    q = factor.root.shape[-1]
+    step = max(1, CHUNK // max(border, 1) // q) * q
+    dense = isinstance(factor.rest, DenseComplement)
+    for start in range(0, t.shape[0], step):
+        part = t[start : start + step]
+        rows = part if isinstance(part, np.ndarray) else part.toarray()
+        product = part @ factor.rest.inverse if dense else factor.rest.solve(rows.T).T
+        yield slice(start, start + len(rows)), rows, product
+
+
+def _lead_correction(factor: Factor) -> np.ndarray:
+    """Per-level blocks of ``T S^-1 T^T``."""
+    levels, q = factor.root.shape[:2]
+    out = np.empty((levels, q, q))
+    for rows, t, product in _products(factor):
+        shape = (-1, q, t.shape[-1])
+        part = np.einsum("gam,gbm->gab", product.reshape(shape), t.reshape(shape), optimize=True)
+        out[rows.start // q : rows.stop // q] = part
+    return out
+
+
+def _lead_sum(factor: Factor, inverse: np.ndarray) -> np.ndarray:
+    q = factor.root.shape[-1]
+    t = _t(factor)
+    parts = [t[a::q] for a in range(q)]
+    out = np.empty((q, q))
+    for a in range(q):
+        for b in range(a, q):
+            product = parts[a].T @ parts[b]
+            if isinstance(product, np.ndarray):
+                out[a, b] = out[b, a] = (product * inverse).sum()
+            else:
+                coo = product.tocoo()
+                out[a, b] = out[b, a] = coo.data @ inverse[coo.coords[0], coo.coords[1]]
+    return out
+
+
+def _crossing_blocks(factor: Factor) -> Arrays:
+    layout = factor.layout
+    values = np.empty(len(layout.border_rows))
+    order = np.argsort(layout.border_rows, kind="stable")
+    sorted_rows = layout.border_rows[order]
+    for rows, _, product in _products(factor):
+        low, high = np.searchsorted(sorted_rows, [rows.start, rows.stop])
+        here = order[low:high]
+        values[here] = -product[layout.border_rows[here] - rows.start, layout.border_cols[here]]
+    out, start = [], 0
+    for p in layout.crossing:
+        pair = layout.pairs[p]
+        q_j, q_k = layout.terms[pair.j].q, layout.terms[pair.k].q
+        other = q_k if pair.j == layout.lead else q_j
+        shape = (len(pair.level_j), layout.terms[layout.lead].q, other)
+        size = int(np.prod(shape))
+        out.append(values[start : start + size].reshape(shape))
+        start += size
+    return out
