@@ -1,0 +1,1 @@
+"""Benchmarks against other packages, one command per question; see docs/benchmarks.md."""

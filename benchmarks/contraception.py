@@ -1,0 +1,6 @@
+"""``python -m benchmarks.contraception``: see docs/benchmarks.md."""
+
+from benchmarks.harness import main
+
+if __name__ == "__main__":
+    raise SystemExit(main("contraception"))

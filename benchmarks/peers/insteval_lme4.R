@@ -1,0 +1,6 @@
+arguments <- commandArgs(trailingOnly = TRUE)
+source(file.path(arguments[3], "timing.R"))
+suppressPackageStartupMessages(library(lme4))
+d <- read.csv(arguments[1])
+for (g in c("s", "d", "dept")) d[[g]] <- factor(d[[g]])
+bench(function() lmer(y ~ service + (1 | s) + (1 | d) + (1 | dept), d, REML = FALSE), paste("lme4", packageVersion("lme4")))

@@ -1,0 +1,6 @@
+arguments <- commandArgs(trailingOnly = TRUE)
+source(file.path(arguments[3], "timing.R"))
+suppressPackageStartupMessages(library(lme4))
+d <- read.csv(arguments[1])
+d$Subject <- factor(d$Subject)
+bench(function() lmer(Reaction ~ Days + (Days | Subject), d, REML = TRUE), paste("lme4", packageVersion("lme4")))
