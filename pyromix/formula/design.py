@@ -1,0 +1,328 @@
+"""`Design`: a formula applied to data, as tensors, and ready to be applied to new data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyromix.errors import PyromixWarning, UnseenLevelError
+from pyromix.formula.build import State, build, build_new
+from pyromix.formula.parse import Formula
+from pyromix.formula.rows import Rows, plural, some
+
+
+@dataclass(frozen=True)
+class RandomTerm:
+    """One random term: which level each row belongs to, and the row's design.
+
+    Attributes
+    ----------
+    name
+        Name of the effect: the grouping factor, with ``.1``, ``.2`` for further terms on the same one.
+    group
+        Grouping factor, ``"Subject"`` or ``"a:b"``.
+    structure
+        ``"iid"`` (one effect a level), ``"us"`` or ``"diag"``.
+    index
+        (n,) int64 codes into ``levels``; -1 only in `Design.new`, for levels the fit has never seen.
+    design
+        (n, q) float64, or None for an intercept alone.
+    levels
+        Labels in sorted order, or in the order of a categorical column; ``"x:y"`` for ``a:b``.
+    terms
+        Names of the q effects, such as ``("Intercept", "Days")``.
+    """
+
+    name: str
+    group: str
+    structure: str
+    index: torch.Tensor
+    design: torch.Tensor | None
+    levels: tuple[Any, ...]
+    terms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Design:
+    r"""Response, model matrices and group codes of :math:`\eta = X\beta + \sum_t Z_t u_t + o`.
+
+    Built by `from_formula`; `new` re-applies everything, stateful transforms included, to other data.
+
+    Attributes
+    ----------
+    formula
+        The parsed formula.
+    response
+        Name of the response, used for its site.
+    y
+        (n,) float64; successes for ``cbind``. None in new data unless asked for.
+    trials
+        (n,) float64 for ``cbind``, else None.
+    x
+        (n, p) float64 of full column rank, the intercept first if there is one.
+    columns
+        Names of the p columns.
+    factors
+        Term name to its slice of the columns.
+    terms
+        The random terms.
+    offset
+        (n,) float64: formula offsets plus the ``offset=`` argument, or None.
+    precision_weights, frequency_weights
+        (n,) float64 or None.
+    index
+        Row labels.
+    codes, levels
+        Categorical predictors of the fixed part: (n,) int64 codes, and labels, by column.
+    aliased
+        Columns dropped because others span them; their coefficients are NaN.
+    n_dropped
+        Rows dropped for missing values under ``missing="drop"``.
+    unused_levels
+        Categories that no row holds, by column.
+    unseen
+        In new data: levels the fit has never seen, by random term.
+    missing
+        In new data: (n,) bool mask of rows with a missing value, or None. Their x is NaN.
+    notes
+        The warnings given when the design was built.
+    """
+
+    formula: Formula
+    response: str
+    y: torch.Tensor | None
+    trials: torch.Tensor | None
+    x: torch.Tensor
+    columns: tuple[str, ...]
+    factors: Mapping[str, slice]
+    terms: tuple[RandomTerm, ...]
+    offset: torch.Tensor | None
+    precision_weights: torch.Tensor | None
+    frequency_weights: torch.Tensor | None
+    index: pd.Index
+    codes: Mapping[str, torch.Tensor]
+    levels: Mapping[str, tuple[Any, ...]]
+    aliased: tuple[str, ...] = ()
+    n_dropped: int = 0
+    unused_levels: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    unseen: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    missing: torch.Tensor | None = None
+    notes: tuple[tuple[type[PyromixWarning], str], ...] = ()
+    state: State | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def from_formula(
+        cls,
+        formula: str | Formula,
+        data: Any,
+        *,
+        family: Any = None,
+        offset: Any = None,
+        precision_weights: Any = None,
+        frequency_weights: Any = None,
+        functions: Mapping[str, Callable] | None = None,
+        missing: str = "error",
+        proper_priors: bool = False,
+        quiet: bool = False,
+    ) -> Design:
+        """Apply a formula to data.
+
+        Parameters
+        ----------
+        formula
+            Text, or a parsed `Formula`.
+        data
+            A pandas DataFrame, a mapping of one-dimensional arrays, or an object with ``to_pandas()``. Never changed.
+        family
+            A family, whose ``check_response(y, trials, describe)`` is called if it has one and whose ``has_residual``
+            says whether group counts are limited by the residual. None stands for a Gaussian response.
+        offset
+            Added to the predictor: a Series (aligned by label), an array (by position) or a column name.
+        precision_weights
+            Relative precisions of the rows, at least 0; given as ``offset`` is.
+        frequency_weights
+            How many observations a row stands for, at least 0; given as ``offset`` is.
+        functions
+            Further functions the formula may call.
+        missing
+            ``"error"``, or ``"drop"`` to leave out rows with missing values.
+        proper_priors
+            Whether every parameter has a proper prior. Then too many columns, dependent columns, one group and a
+            constant response are no errors.
+        quiet
+            Do not give warnings; they are still kept in ``notes``.
+
+        Raises
+        ------
+        FormulaError, DataError, DataTypeError, ConfigError
+            Naming the column or argument, the offending value, its row and the remedy.
+        """
+        parts = build(
+            formula,
+            data,
+            family=family,
+            offset=offset,
+            precision_weights=precision_weights,
+            frequency_weights=frequency_weights,
+            functions=functions,
+            missing=missing,
+            proper_priors=proper_priors,
+        )
+        if not quiet:
+            for category, text in parts["notes"]:
+                warnings.warn(text, category, stacklevel=2)
+        return cls(**_with_terms(parts))
+
+    @classmethod
+    def from_frame(
+        cls,
+        formula: str,
+        columns: Mapping[str, np.ndarray],
+        categories: Mapping[str, tuple[Any, ...]],
+        *,
+        index: pd.Index | None = None,
+        **arguments: Any,
+    ) -> Design:
+        """Rebuild a design from `frame` and `categories`, as saved; no warning is given twice.
+
+        Parameters
+        ----------
+        formula
+            The formula's text.
+        columns, categories
+            What `frame` and the attribute ``categories`` returned.
+        index
+            Row labels; positions if omitted.
+        arguments
+            As for `from_formula`.
+        """
+        data = {}
+        for name, values in columns.items():
+            data[name] = pd.Categorical(values, categories=list(categories[name])) if name in categories else values
+        frame = pd.DataFrame(data, index=index)
+        return cls.from_formula(formula, frame, quiet=True, **arguments)
+
+    def new(
+        self,
+        data: Any,
+        *,
+        offset: Any = None,
+        missing: str = "propagate",
+        response: bool = False,
+    ) -> Design:
+        """Apply the formula to new data, with every transform in the state of the training data.
+
+        Parameters
+        ----------
+        data
+            As for `from_formula`.
+        offset
+            Needed if the training data had an ``offset=`` that was no column name.
+        missing
+            ``"propagate"`` gives rows with missing values NaN in ``x`` (and, in random terms, in the design); ``"error"``
+            refuses them.
+        response
+            Whether to read the response too.
+
+        Returns
+        -------
+        Design
+            With ``index`` -1 in random terms for levels the fit has never seen, listed in ``unseen``.
+
+        Raises
+        ------
+        UnseenLevelError
+            For a category of a fixed effect that the fit has never seen.
+        """
+        assert self.state is not None
+        parts = build_new(self.state, data, offset=offset, missing=missing, response=response)
+        for name in ("formula", "response", "columns", "factors", "levels", "aliased", "state"):
+            parts[name] = getattr(self, name)
+        return Design(**_with_terms(parts))
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.x.shape[0]
+
+    @property
+    def has_intercept(self) -> bool:
+        """Whether the first column of ``x`` is the intercept."""
+        return self.columns[:1] == ("Intercept",)
+
+    def inputs(self) -> dict[str, Any]:
+        """The fixed part without its intercept, as a neural mean takes it.
+
+        Returns
+        -------
+        dict
+            ``numeric`` (n, k) float64: the other columns of ``x``; ``names``: theirs; ``is_numeric``: for each, whether
+            no categorical predictor takes part in it; ``codes`` (n,) int64 and ``levels`` by categorical column.
+        """
+        assert self.state is not None
+        start = 1 if self.has_intercept else 0
+        return {
+            "numeric": self.x[:, start:],
+            "names": self.columns[start:],
+            "is_numeric": self.state.numeric_only[start:],
+            "codes": dict(self.codes),
+            "levels": dict(self.levels),
+        }
+
+    def term(self, name: str) -> RandomTerm:
+        """The random term of that name."""
+        found = {term.name: term for term in self.terms}
+        if name not in found:
+            raise KeyError(f"no random term {name!r}; there are {', '.join(found) or 'none'}")
+        return found[name]
+
+    def describe_row(self, position: int) -> str:
+        """``row 'a17' (position 16)``, for messages."""
+        return Rows(self.index, self.state.positions if self.state else None).describe(position)
+
+    def frame(self) -> dict[str, np.ndarray]:
+        """The raw columns the formula reads, without dropped rows; with `categories` enough to rebuild the design."""
+        assert self.state is not None
+        return self.state.raw()
+
+    @property
+    def categories(self) -> dict[str, tuple[Any, ...]]:
+        """Category order of the columns that came as categoricals, unused categories included."""
+        assert self.state is not None
+        return self.state.categories()
+
+    def unseen_error(self, name: str) -> UnseenLevelError:
+        """The error for a random term whose new data hold unseen levels, with the ways to go on."""
+        term, levels = self.term(name), self.unseen[name]
+        first = self.describe_row(int((term.index < 0).to(torch.int8).argmax()))
+        return UnseenLevelError(
+            f"grouping factor {term.group!r}: {plural(len(levels), 'level')} the fit has never seen: {some(levels)}, first "
+            f"at {first}. Choose new_groups='zero' (their effect is 0), 'marginal' (integrate it over its distribution) "
+            "or 'error' (this refusal)."
+        )
+
+
+def _with_terms(parts: dict[str, Any]) -> dict[str, Any]:
+    """Arrays to tensors; random terms to `RandomTerm`."""
+    out = dict(parts)
+    out["terms"] = tuple(
+        RandomTerm(**{**term, "index": _tensor(term["index"]), "design": _tensor(term["design"])})
+        for term in parts["terms"]
+    )
+    for name in ("y", "trials", "x", "offset", "precision_weights", "frequency_weights", "missing"):
+        out[name] = _tensor(parts.get(name))
+    out["codes"] = {name: _tensor(codes) for name, codes in parts["codes"].items()}
+    return out
+
+
+def _tensor(array: np.ndarray | None) -> torch.Tensor | None:
+    if array is None:
+        return None
+    # a copy where the memory may belong to the caller's frame
+    return torch.from_numpy(array if array.flags.writeable and array.flags.owndata else np.array(array))

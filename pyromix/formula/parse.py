@@ -1,0 +1,367 @@
+"""The formula language: lme4's grammar, read before any data are seen.
+
+``response ~ fixed + (terms | group) + offset(...)``. Bars are split off here, since the builder of the fixed part
+would read ``1|g`` as a bitwise or. Every piece passes the whitelist, so a parsed formula is safe to evaluate.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from pyromix.errors import FormulaError, UnsupportedError
+from pyromix.formula.tokens import Token, enclosed, fail, name_columns, render, split, tokenize
+from pyromix.formula.whitelist import CONTRASTS, FUNCTIONS, Checker, Usage
+
+STRUCTURES = ("us", "diag")
+_LATER = ("ar1", "arma", "cs", "gp", "propto", "spde")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One random term ``(terms | group)``.
+
+    Attributes
+    ----------
+    terms
+        Right-hand side with its intercept spelt out: ``"1 + x"``, ``"0 + x"`` or ``"1"``.
+    group
+        Columns whose combinations are the levels: ``("a",)``, or ``("a", "b")`` for ``a:b``.
+    structure
+        ``"us"`` (unstructured, the default) or ``"diag"`` (uncorrelated).
+    """
+
+    terms: str
+    group: tuple[str, ...]
+    structure: str = "us"
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A formula taken apart.
+
+    Attributes
+    ----------
+    text
+        What the user wrote.
+    response
+        Expression of the response, or the two expressions of ``cbind(success, failure)``.
+    fixed
+        Right-hand side of the fixed part, without bars and offsets.
+    bars
+        Random terms after expansion of ``||`` and ``/``, in order of appearance.
+    offsets
+        Expressions inside ``offset(...)``.
+    names
+        Internal to original names of the columns that had to be renamed (backquoted names).
+    usage
+        How each column of the fixed part, the bars' terms, the response and the offsets is used.
+    """
+
+    text: str
+    response: str | tuple[str, str]
+    fixed: str
+    bars: tuple[Bar, ...]
+    offsets: tuple[str, ...]
+    names: Mapping[str, str] = field(default_factory=dict, compare=False)
+    usage: Mapping[str, Usage] = field(default_factory=dict, compare=False, repr=False)
+
+    def original(self, name: str) -> str:
+        """The column name a user knows, from the internal one."""
+        return self.names.get(name, name)
+
+    def restore(self, text: str) -> str:
+        """Text with every internal name replaced by the original one, as in coefficient names."""
+        for internal, original in self.names.items():
+            text = re.sub(rf"\b{re.escape(internal)}\b", lambda _, word=original: word, text)
+        return text
+
+
+def parse(text: str, functions: Mapping[str, Callable] | None = None) -> Formula:
+    """Read a formula.
+
+    Parameters
+    ----------
+    text
+        For example ``"Reaction ~ Days + (Days | Subject)"``. Random terms follow lme4: ``(1|g)``, ``(x|g)`` with its
+        implied intercept, ``(0+x|g)``, ``(x||g)``, ``(1|a/b)``, ``(1|a:b)``, and ``us(...)`` or ``diag(...)`` around
+        one. Names in backquotes may hold anything.
+    functions
+        Further functions the formula may call, by name.
+
+    Returns
+    -------
+    Formula
+
+    Raises
+    ------
+    FormulaError
+        Naming the token that cannot be read or is not allowed.
+    UnsupportedError
+        For a covariance structure that is not among ``us`` and ``diag``.
+    """
+    functions = _checked_functions(functions)
+    tokens, names = name_columns(tokenize(text), FUNCTIONS + tuple(functions), CONTRASTS)
+    left, right = _sides(tokens, text)
+    reader = _Reader(Checker(names, functions), names)
+    response = reader.response(left)
+    reader.right_hand_side(right)
+    return Formula(
+        text=text,
+        response=response,
+        fixed=_join(reader.fixed) or "1",
+        bars=tuple(reader.bars),
+        offsets=tuple(reader.offsets),
+        names=names,
+        usage=reader.usage,
+    )
+
+
+def _checked_functions(functions: Mapping[str, Callable] | None) -> Mapping[str, Callable]:
+    functions = functions or {}
+    for name, value in functions.items():
+        if not isinstance(name, str) or not name.isidentifier() or name.startswith("__"):
+            raise FormulaError(f"functions: {name!r} is not a plain name")
+        if name in FUNCTIONS or name in CONTRASTS or name in STRUCTURES:
+            raise FormulaError(f"functions: {name!r} already means something in a formula; choose another name")
+        if not callable(value):
+            raise FormulaError(f"functions[{name!r}]: expected a callable, got {type(value).__name__}")
+    return functions
+
+
+def _sides(tokens: list[Token], text: str) -> tuple[list[Token], list[Token]]:
+    tildes = [token for token in tokens if token.text == "~" and token.kind == "op"]
+    if not tildes:
+        raise FormulaError(f"formula: no '~' in {text!r}; write response ~ terms, as in 'y ~ x + (1 | g)'")
+    if len(tildes) > 1:
+        raise fail(tildes[1], "a formula has one '~'")
+    parts = split(tokens, "~")
+    if len(parts) < 2:
+        raise fail(tildes[0], "'~' inside parentheses")
+    if not parts[0][1]:
+        raise fail(tildes[0], "one-sided formula: the response is missing left of '~'")
+    if not parts[1][1]:
+        raise fail(tildes[0], "nothing right of '~'; write '~ 1' for an intercept alone")
+    return parts[0][1], parts[1][1]
+
+
+def _bars_in(tokens: list[Token]) -> list[Token]:
+    return [token for token in tokens if token.kind == "op" and token.text in ("|", "||")]
+
+
+def _called(tokens: list[Token]) -> str | None:
+    """Name of the function if the tokens are one call and nothing else."""
+    if len(tokens) > 2 and tokens[0].kind == "name" and enclosed(tokens[1:]):
+        return tokens[0].text
+    return None
+
+
+def _signed(tokens: list[Token]) -> list[tuple[str, list[Token]]]:
+    """Cut a sum into signed terms; a sign after an operator belongs to its term."""
+    out: list[tuple[str, list[Token]]] = []
+    for sign, part in split(tokens, "+", "-"):
+        previous = out[-1][1] if out else []
+        if sign is not None and previous and previous[-1].kind == "op" and previous[-1].text in ("*", "/", ":", "**"):
+            out[-1] = (out[-1][0], [*previous, sign, *part])
+            continue
+        if not part:
+            if sign is None:  # a leading sign: its own part follows
+                out.append(("", []))
+                continue
+            raise fail(sign, "an operand is missing after it")
+        if sign is not None and out and not out[-1][1] and out[-1][0]:
+            raise fail(sign, "two signs in a row")
+        out.append((sign.text if sign else "+", part))
+    return [(sign, part) for sign, part in out if part]
+
+
+def _join(terms: list[tuple[str, str]]) -> str:
+    """Signed terms as one string."""
+    text = ""
+    for sign, term in terms:
+        text += f" {sign} {term}" if text else (term if sign == "+" else f"-{term}")
+    return text
+
+
+class _Reader:
+    """Collects the parts of one formula."""
+
+    def __init__(self, checker: Checker, names: Mapping[str, str]) -> None:
+        self.checker = checker
+        self.names = names
+        self.fixed: list[tuple[str, str]] = []
+        self.bars: list[Bar] = []
+        self.offsets: list[str] = []
+        self.usage: dict[str, Usage] = {"fixed": Usage(), "random": Usage(), "response": Usage(), "offset": Usage()}
+
+    def response(self, tokens: list[Token]) -> str | tuple[str, str]:
+        for bar in _bars_in(tokens):
+            raise fail(bar, "a bar cannot stand left of '~'")
+        if _called(tokens) != "cbind":
+            self.usage["response"].merge(self.checker.value(tokens, "response"))
+            return render(tokens)
+        parts = [part for _, part in split(tokens[2:-1], ",")]
+        if len(parts) != 2 or not all(parts):
+            raise fail(tokens[0], f"cbind takes two arguments, cbind(successes, failures); found {len(parts)}")
+        for part in parts:
+            self.usage["response"].merge(self.checker.value(part, "response"))
+        return render(parts[0]), render(parts[1])
+
+    def right_hand_side(self, tokens: list[Token]) -> None:
+        for sign, term in _signed(tokens):
+            if _bars_in(term):
+                self._random(sign, term)
+            elif _called(term) == "offset":
+                self._offset(sign, term)
+            else:
+                if len(term) == 1 and term[0].text == ".":
+                    raise fail(term[0], "'.' is not supported; name the columns")
+                self.usage["fixed"].merge(self.checker.terms(term))
+                self.fixed.append((sign, render(term)))
+
+    def _offset(self, sign: str, term: list[Token]) -> None:
+        inner = term[2:-1]
+        if sign == "-":
+            raise fail(term[0], "an offset cannot be subtracted; write + offset(-(...))")
+        if not inner or len(split(inner, ",")) > 1:
+            raise fail(term[0], "offset takes one expression, as in offset(log(exposure))")
+        self.usage["offset"].merge(self.checker.value(inner, "offset"))
+        self.offsets.append(render(inner))
+
+    def _random(self, sign: str, term: list[Token]) -> None:
+        """A term that holds a bar: ``(... | g)``, a wrapper around one, or a parenthesised sum of such terms."""
+        bar = _bars_in(term)[0]
+        name = _called(term)
+        if len(split(term, "|", "||")) > 1:
+            raise fail(bar, "a bar outside parentheses; write (terms | group)")
+        if sign == "-":
+            raise fail(bar, "a random term cannot be subtracted")
+        if name is None and not enclosed(term):
+            operator = next(t for t in term if t.kind == "op" and t.text not in ("(", ")"))
+            raise fail(operator, "random terms can only be added; '(1 | g)' takes part in no other operation")
+        inner = term[2:-1] if name else term[1:-1]
+        pieces = split(inner, "|", "||")
+        if name is not None:
+            self._wrapped(name, term, inner, pieces)
+        elif len(pieces) > 1:
+            self._bar(pieces, "us")
+        else:
+            self.right_hand_side(inner)
+
+    def _wrapped(self, name: str, term: list[Token], inner: list[Token], pieces: list) -> None:
+        if name in _LATER:
+            raise UnsupportedError(
+                f"formula: token {name!r}: this covariance structure does not exist yet. Structures now: us(...), "
+                "diag(...); (1 | g) gives independent, identically distributed intercepts"
+            )
+        if name not in STRUCTURES:
+            raise FormulaError(
+                f"formula: token {term[0].where}: {name}(...) cannot hold a random term. Structures: us(...), "
+                "diag(...); (1 | g) gives independent, identically distributed intercepts"
+            )
+        while len(pieces) == 1 and enclosed(inner):
+            inner = inner[1:-1]
+            pieces = split(inner, "|", "||")
+        if len(pieces) == 1:
+            raise fail(term[0], f"{name}(...) takes exactly one random term, as in {name}(1 + x | g)")
+        if pieces[1][0].text == "||":
+            raise fail(pieces[1][0], f"'||' inside {name}(...); write diag(x | g), or (x || g) without a wrapper")
+        self._bar(pieces, name)
+
+    def _bar(self, pieces: list, structure: str) -> None:
+        bar = pieces[1][0]
+        if len(pieces) > 2:
+            raise fail(pieces[2][0], "two bars in one random term")
+        left, right = pieces[0][1], pieces[1][1]
+        if not left:
+            raise fail(bar, "nothing left of the bar; write (1 | g)")
+        if not right:
+            raise fail(bar, "no grouping factor right of the bar")
+        for nested in _bars_in(left + right):
+            raise fail(nested, "a random term inside a random term")
+        self.usage["random"].merge(self.checker.terms(left))
+        terms = [_join_terms(left)] if bar.text == "|" else _uncorrelated(left)
+        if "0" in terms:
+            raise fail(bar, "no term is left in the random term once the intercept is removed")
+        for group in _groups(right, self.names):
+            for text in terms:
+                new = Bar(text, group, structure)
+                if any(old.terms == new.terms and old.group == new.group for old in self.bars):
+                    raise fail(bar, f"the random term ({text} | {':'.join(group)}) occurs twice")
+                self.bars.append(new)
+
+
+def _intercept_and_rest(tokens: list[Token]) -> tuple[bool, list[tuple[str, list[Token]]]]:
+    """Whether the intercept is in, and the other signed terms; the last word on the intercept counts."""
+    intercept, rest = True, []
+    for sign, term in _signed(tokens):
+        if len(term) == 1 and term[0].text in ("0", "1"):
+            intercept = (term[0].text == "1") == (sign == "+")
+        else:
+            rest.append((sign, term))
+    return intercept, rest
+
+
+def _join_terms(tokens: list[Token]) -> str:
+    """Right-hand side with the intercept in front."""
+    while enclosed(tokens):
+        tokens = tokens[1:-1]
+    intercept, rest = _intercept_and_rest(tokens)
+    return _join([("+", "1" if intercept else "0"), *((sign, render(term)) for sign, term in rest)])
+
+
+def _uncorrelated(tokens: list[Token]) -> list[str]:
+    """One right-hand side a term, for ``||``: products are expanded first, a factor keeps all its columns."""
+    from patsy import ModelDesc, PatsyError
+
+    while enclosed(tokens):
+        tokens = tokens[1:-1]
+    intercept, rest = _intercept_and_rest(tokens)
+    out = ["1"] if intercept else []
+    if rest:
+        text = "0" + "".join(f" {sign} {render(term)}" for sign, term in sorted(rest, key=lambda pair: pair[0] == "-"))
+        try:
+            description = ModelDesc.from_formula(text)
+        except PatsyError as error:
+            raise FormulaError(f"formula: {render(tokens)!r} left of '||' cannot be expanded: {error}") from None
+        out += [f"0 + {term.name()}" for term in description.rhs_termlist if term.factors]
+    return out or ["0"]
+
+
+def _groups(tokens: list[Token], names: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Expand a grouping expression: ``a/b/c`` is a, a:b, a:b:c."""
+    while enclosed(tokens):
+        tokens = tokens[1:-1]
+    parts = split(tokens, "/")
+    if len(parts) > 1:
+        out = _groups(_some(parts[0][1], parts[1][0]), names)
+        for separator, part in parts[1:]:
+            parent = tuple(dict.fromkeys(name for group in out for name in group))
+            out = out + [tuple(dict.fromkeys(parent + g)) for g in _groups(_some(part, separator), names)]
+        return out
+    parts = split(tokens, ":")
+    if len(parts) > 1:
+        merged: tuple[str, ...] = ()
+        for separator, part in parts:
+            inner = _groups(_some(part, separator or parts[1][0]), names)
+            if len(inner) != 1:
+                raise fail(parts[1][0], "'/' inside ':' in a grouping factor; write the terms out")
+            merged = tuple(dict.fromkeys(merged + inner[0]))
+        return [merged]
+    if len(tokens) != 1 or tokens[0].kind != "name":
+        odd = next((t for t in tokens if t.kind == "op"), tokens[0])
+        reason = "a grouping factor is a column, a:b or a/b"
+        if odd.text in ("+", "*"):
+            reason += "; for crossed factors write (1 | a) + (1 | b)"
+        elif odd.text == "(":
+            reason += "; make a column of the function's result first"
+        raise fail(odd, reason)
+    return [(names.get(tokens[0].text, tokens[0].text),)]
+
+
+def _some(tokens: list[Token], operator: Token | None) -> list[Token]:
+    if not tokens:
+        assert operator is not None
+        raise fail(operator, "an operand is missing in the grouping factor")
+    return tokens
