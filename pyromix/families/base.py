@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from pyro.distributions import Distribution
 
 from pyromix.families.links import Link, link_named
 from pyromix.parameters import Parameter
+
+Prepared = tuple[torch.Tensor, ...]
 
 
 class Derivatives(NamedTuple):
@@ -30,8 +32,10 @@ class Derivatives(NamedTuple):
 class AbstractFamily(ABC):
     """Distribution of a response given its predictor and dispersion.
 
-    A family is `distribution`; everything else has a generic default. Overrides exist for speed and must agree with
-    the default: `pyromix.testing.FamilySuite` checks that at ordinary and extreme predictors.
+    A family is `distribution`; everything else has a generic default. Overrides exist for speed and accuracy and must
+    agree with the default: `pyromix.testing.FamilySuite` checks that at ordinary and extreme predictors.
+
+    All tensors are float64; `eta` may carry batch dimensions on the left of the rows, the response then broadcasts.
     """
 
     links: ClassVar[tuple[str, ...]]
@@ -52,8 +56,25 @@ class AbstractFamily(ABC):
         """Dispersion parameters; none by default."""
         return ()
 
-    def check_response(self, y: np.ndarray, trials: np.ndarray | None, describe: Callable[[int], str]) -> None:
-        """Raise `DataError` for a value the family cannot have; ``describe(i)`` names row i."""
+    def check_response(
+        self, y: np.ndarray, trials: np.ndarray | None, describe: Callable[[int], str], name: str = "y"
+    ) -> None:
+        """Refuse a response that the family cannot have, or that says nothing.
+
+        Parameters
+        ----------
+        y, trials
+            The response and its binomial trials, (n,).
+        describe
+            ``describe(i)`` names row i for a message: ``"row 'a17' (position 16)"``.
+        name
+            The column, for a message.
+
+        Raises
+        ------
+        DataError
+            With the column, the first offending value, its row, how many there are and what to do.
+        """
 
     def mean(self, eta: torch.Tensor, **dispersion: torch.Tensor) -> torch.Tensor:
         """Expected response (a probability for binomial responses, whatever the trials): ``h(eta)``."""
@@ -63,29 +84,55 @@ class AbstractFamily(ABC):
         """SD of the response about eta if it is Gaussian with identity link, else ``None``."""
         return None
 
+    def config(self) -> dict[str, Any]:
+        """Class and constructor arguments as plain JSON values; `pyromix.families.from_config` reads them back."""
+        return {"class": type(self).__name__, "link": self.link.name}
+
     # -- probably should override for speed --------------------------------------------------------------------------
+    def prepare(self, y: torch.Tensor, trials: torch.Tensor | None = None) -> Prepared:
+        """What `log_prob` and `derivatives` need of the response alone (logarithms, factorials), elementwise.
+
+        Compute it once for data that stay and hand it to every call; take rows of each entry to take rows of it.
+        """
+        return ()
+
     def log_prob(
-        self, eta: torch.Tensor, y: torch.Tensor, trials: torch.Tensor | None = None, **dispersion: torch.Tensor
+        self,
+        eta: torch.Tensor,
+        y: torch.Tensor,
+        trials: torch.Tensor | None = None,
+        *,
+        prepared: Prepared | None = None,
+        **dispersion: torch.Tensor,
     ) -> torch.Tensor:
-        """Row-wise log density with every constant, (n,)."""
+        """Row-wise log density with every constant, (n,); `prepared` as `prepare` returned it."""
         return self.distribution(eta, trials, **dispersion).log_prob(y)
 
     def derivatives(
-        self, eta: torch.Tensor, y: torch.Tensor, trials: torch.Tensor | None = None, **dispersion: torch.Tensor
+        self,
+        eta: torch.Tensor,
+        y: torch.Tensor,
+        trials: torch.Tensor | None = None,
+        *,
+        prepared: Prepared | None = None,
+        **dispersion: torch.Tensor,
     ) -> Derivatives:
-        """`Derivatives` at eta. This default differentiates `log_prob` three times; no graph is kept."""
+        """`Derivatives` at eta, themselves differentiable in eta and the dispersion where those require gradients.
+
+        This default differentiates `log_prob` three times.
+        """
+        graph = torch.is_grad_enabled() and any(x.requires_grad for x in (eta, *dispersion.values()))
         with torch.enable_grad():
-            point = eta.detach().requires_grad_(True)
-            fixed = {name: value.detach() for name, value in dispersion.items()}
-            log_prob = self.log_prob(point, y, trials, **fixed)
-            orders = [log_prob]
+            point = eta.clone() if graph and eta.requires_grad else eta.detach().requires_grad_(True)
+            last = self.log_prob(point, y, trials, prepared=prepared, **dispersion)
+            orders = [last]
             for _ in range(3):
-                last = orders[-1]
                 grad = None
                 if last.requires_grad:
                     (grad,) = torch.autograd.grad(last.sum(), point, create_graph=True, allow_unused=True)
-                orders.append(torch.zeros_like(point) if grad is None else grad)
-        value, score, curvature, third = (order.detach() for order in orders)
+                last = torch.zeros_like(point) if grad is None else grad
+                orders.append(last)
+        value, score, curvature, third = orders if graph else (order.detach() for order in orders)
         return Derivatives(value, score, -curvature, -third)
 
     def __repr__(self) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch.distributions import constraints
 
-from pyromix.families.base import AbstractFamily, Derivatives
-from pyromix.parameters import Argument, Parameter, parameter
+from pyromix.families.base import AbstractFamily, Derivatives, Prepared
+from pyromix.families.responses import refuse_constant, refuse_not_finite
+from pyromix.parameters import Argument, Parameter, encode, parameter
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -24,6 +28,11 @@ class Gaussian(AbstractFamily):
     sigma
         Residual SD: a number fixes it, a distribution is its prior; by default HalfNormal(scale 10), or scaled to the
         response by `pyromix.model`.
+
+    Raises
+    ------
+    ConfigError
+        An unknown link; a `sigma` that is not positive, not scalar, or whose prior reaches below zero.
     """
 
     links = ("identity", "log")
@@ -31,10 +40,22 @@ class Gaussian(AbstractFamily):
 
     def __init__(self, link: str = "identity", sigma: Argument = None) -> None:
         super().__init__(link)
-        self.sigma = parameter("sigma", sigma, constraints.positive, dist.HalfNormal(_double(10.0)), where="Gaussian")
+        self.sigma = sigma
+        default = dist.HalfNormal(torch.tensor(10.0, dtype=torch.float64))
+        self._parameter = parameter("sigma", sigma, constraints.positive, default, where="Gaussian")
 
     def parameters(self) -> tuple[Parameter, ...]:
-        return (self.sigma,)
+        return (self._parameter,)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "sigma": encode(self.sigma, "Gaussian(sigma=...)")}
+
+    def check_response(
+        self, y: np.ndarray, trials: np.ndarray | None, describe: Callable[[int], str], name: str = "y"
+    ) -> None:
+        where = f"column {name!r} (response, Gaussian)"
+        refuse_not_finite(y, where, describe)
+        refuse_constant(y, where, name)
 
     def distribution(
         self, eta: torch.Tensor, trials: torch.Tensor | None = None, **dispersion: torch.Tensor
@@ -45,23 +66,32 @@ class Gaussian(AbstractFamily):
         return dispersion["sigma"] if self.link.name == "identity" else None
 
     def log_prob(
-        self, eta: torch.Tensor, y: torch.Tensor, trials: torch.Tensor | None = None, **dispersion: torch.Tensor
+        self,
+        eta: torch.Tensor,
+        y: torch.Tensor,
+        trials: torch.Tensor | None = None,
+        *,
+        prepared: Prepared | None = None,
+        **dispersion: torch.Tensor,
     ) -> torch.Tensor:
         sigma = dispersion["sigma"]
         return -0.5 * ((y - self.link.inverse(eta)) / sigma).square() - sigma.log() - HALF_LOG_2PI
 
     def derivatives(
-        self, eta: torch.Tensor, y: torch.Tensor, trials: torch.Tensor | None = None, **dispersion: torch.Tensor
+        self,
+        eta: torch.Tensor,
+        y: torch.Tensor,
+        trials: torch.Tensor | None = None,
+        *,
+        prepared: Prepared | None = None,
+        **dispersion: torch.Tensor,
     ) -> Derivatives:
-        precision = dispersion["sigma"] ** -2
+        sigma = dispersion["sigma"]
+        precision = sigma**-2
         log_prob = self.log_prob(eta, y, trials, **dispersion)
         if self.link.name == "identity":
             score = (y - eta) * precision
-            return Derivatives(log_prob, score, precision.expand_as(eta), torch.zeros_like(eta))
+            return Derivatives(log_prob, score, precision.expand_as(score), torch.zeros_like(score))
         mu = eta.exp()
         scaled = mu * precision
         return Derivatives(log_prob, scaled * (y - mu), scaled * (2 * mu - y), scaled * (4 * mu - y))
-
-
-def _double(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
