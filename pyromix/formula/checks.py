@@ -40,11 +40,15 @@ def predictors(columns: Columns, fixed: set[str], n: int) -> Notes:
         if levels is None:
             continue
         if len(levels) == 1:
-            raise DataError(f"{column.where}: categorical with one level, {shown(levels[0])}, in all {n} rows; it has no "
-                            "effect to estimate. Drop it from the formula.")
+            raise DataError(
+                f"{column.where}: categorical with one level, {shown(levels[0])}, in all {n} rows; it has no "
+                "effect to estimate. Drop it from the formula."
+            )
         if name in fixed and len(levels) > MANY_LEVELS:
-            text = (f"{column.where}: {len(levels)} levels make {len(levels) - 1} coefficients; a random intercept "
-                    f"(1 | {column.name}) is probably meant.")
+            text = (
+                f"{column.where}: {len(levels)} levels make {len(levels) - 1} coefficients; a random intercept "
+                f"(1 | {column.name}) is probably meant."
+            )
             if 8.0 * len(levels) * n > MOST_BYTES:
                 raise DataError(f"{text} The model matrix would need {8e-9 * len(levels) * n:.0f} GB.")
             notes.append((DataWarning, text))
@@ -86,8 +90,10 @@ def trials(success: np.ndarray, failure: np.ndarray, names: tuple[str, str], row
     ):
         if bad.any():
             at = int(np.argmax(bad))
-            raise DataError(f"{where}: {plural(int(bad.sum()), 'row')} with {what}, first {names[0]} = {success[at]:g} "
-                            f"and {names[1]} = {failure[at]:g} at {rows.describe(at)}. Correct or drop these rows.")
+            raise DataError(
+                f"{where}: {plural(int(bad.sum()), 'row')} with {what}, first {names[0]} = {success[at]:g} "
+                f"and {names[1]} = {failure[at]:g} at {rows.describe(at)}. Correct or drop these rows."
+            )
 
 
 def finite_matrix(x: np.ndarray, names: Sequence[str], part: str, rows: Rows) -> None:
@@ -97,8 +103,10 @@ def finite_matrix(x: np.ndarray, names: Sequence[str], part: str, rows: Rows) ->
     bad = ~np.isfinite(x)
     column = int(np.argmax(bad.any(axis=0)))
     at = int(np.argmax(bad[:, column]))
-    raise DataError(f"{names[column]!r} ({part}): {plural(int(bad[:, column].sum()), 'value')} not finite, first "
-                    f"{x[at, column]} at {rows.describe(at)}. Correct the data or the transform.")
+    raise DataError(
+        f"{names[column]!r} ({part}): {plural(int(bad[:, column].sum()), 'value')} not finite, first "
+        f"{x[at, column]} at {rows.describe(at)}. Correct the data or the transform."
+    )
 
 
 def scales(x: np.ndarray, matrix: ModelMatrix) -> Notes:
@@ -111,8 +119,10 @@ def scales(x: np.ndarray, matrix: ModelMatrix) -> Notes:
     if len(order) < 2 or sd[order[-1]] <= SCALE_RATIO * sd[order[0]]:
         return []
     low, high = order[0], order[-1]
-    return [(ScaleWarning, f"predictors on very different scales: sd of {matrix.columns[at[low]]!r} is {sd[low]:.3g}, of "
-                           f"{matrix.columns[at[high]]!r} {sd[high]:.3g}. They are standardised internally; rescale them "
+    return [(ScaleWarning, f"predictors on very different scales: sd of {matrix.columns[at[low]]!r} is "
+                           f"{sd[low]:.3g}, of "
+                           f"{matrix.columns[at[high]]!r} {sd[high]:.3g}. They are standardised internally; rescale "
+                           "them "
                            "to read the coefficients more easily.")]  # fmt: skip
 
 
@@ -133,7 +143,8 @@ def rank(x: np.ndarray, matrix: ModelMatrix, found: Sequence[Alias], columns: Co
         if cells.get(term):
             reason += f"; no row in the cell {'; nor in '.join(cells[term][:5])}"
             reason += f" and {len(cells[term]) - 5} more" if len(cells[term]) > 5 else ""
-        notes.append((RankWarning, f"fixed effects: column {name!r} {reason}. It is dropped and its coefficient is NaN; "
+        notes.append((RankWarning, f"fixed effects: column {name!r} {reason}. It is dropped and its coefficient is "
+                                   "NaN; "
                                    "remove the term to silence this."))  # fmt: skip
     return notes
 
@@ -145,7 +156,9 @@ def _empty_cells(matrix: ModelMatrix, columns: Columns) -> dict[str, list[str]]:
         column = columns.values[name]
         levels = _labels(column, ways)
         if levels is not None:
-            codes = column.factor.codes if column.factor is not None else np.searchsorted(levels, column.values)
+            codes = (
+                column.factor.codes if column.factor is not None else np.searchsorted(levels, np.asarray(column.values))
+            )
             for text in (name, f"C({name})"):
                 factors[text] = (column.name, Factor(codes, tuple(levels)))
     out: dict[str, list[str]] = {}
@@ -156,7 +169,9 @@ def _empty_cells(matrix: ModelMatrix, columns: Columns) -> dict[str, list[str]]:
         sizes = [len(factor.levels) for _, factor in known]
         if np.prod(sizes) > 1e6:
             continue
-        counts = np.bincount(np.ravel_multi_index([factor.codes for _, factor in known], sizes), minlength=np.prod(sizes))
+        counts = np.bincount(
+            np.ravel_multi_index([factor.codes for _, factor in known], sizes), minlength=np.prod(sizes)
+        )
         out[term] = [
             ", ".join(f"{name} = {shown(factor.levels[i])}" for (name, factor), i in zip(known, index, strict=True))
             for index in np.argwhere(counts.reshape(sizes) == 0)
@@ -166,23 +181,31 @@ def _empty_cells(matrix: ModelMatrix, columns: Columns) -> dict[str, list[str]]:
 
 def more_columns_than_rows(p: int, n: int, names: Sequence[str]) -> DataError:
     """The error for more coefficients than rows without priors on them."""
-    return DataError(f"fixed effects: {p} columns (p) and {n} rows (n): p > n, the coefficients are not identified. Drop "
-                     f"terms ({some(names)}), or give the coefficients a prior.")
+    return DataError(
+        f"fixed effects: {p} columns (p) and {n} rows (n): p > n, the coefficients are not identified. Drop "
+        f"terms ({some(names)}), or give the coefficients a prior."
+    )
 
 
 def groups(name: str, levels: int, q: int, n: float, gaussian: bool, proper_priors: bool) -> Notes:
     """Numbers of levels that leave a variance unidentified, or badly estimated."""
     if levels == 1 and not proper_priors:
-        raise DataError(f"grouping factor {name!r}: 1 level; its variance cannot be estimated. Drop the term (... | "
-                        f"{name}).")
+        raise DataError(
+            f"grouping factor {name!r}: 1 level; its variance cannot be estimated. Drop the term (... | {name})."
+        )
     if gaussian and levels >= n:
-        raise DataError(f"grouping factor {name!r}: {levels} levels for {n:g} observations; every group has a single one, "
-                        "so the effect and the residual cannot be told apart. Drop the term or use a coarser factor.")
+        raise DataError(
+            f"grouping factor {name!r}: {levels} levels for {n:g} observations; every group has a single one, "
+            "so the effect and the residual cannot be told apart. Drop the term or use a coarser factor."
+        )
     if gaussian and q * levels >= n:
-        raise DataError(f"random term on {name!r}: {q} effects for each of {levels} levels make {q * levels} random "
-                        f"effects for {n:g} observations; they must be fewer. Simplify the term.")
+        raise DataError(
+            f"random term on {name!r}: {q} effects for each of {levels} levels make {q * levels} random "
+            f"effects for {n:g} observations; they must be fewer. Simplify the term."
+        )
     if levels < FEW_GROUPS:
-        return [(FewGroupsWarning, f"grouping factor {name!r}: {plural(levels, 'level')}; a variance estimated from fewer "
+        return [(FewGroupsWarning, f"grouping factor {name!r}: {plural(levels, 'level')}; a variance estimated from "
+                                   "fewer "
                                    f"than {FEW_GROUPS} groups is unreliable. Consider a fixed effect.")]  # fmt: skip
     return []
 
@@ -201,7 +224,8 @@ def similar_labels(column: Column) -> Notes:
     if not pairs:
         return []
     return [(DataWarning, f"{column.where}: labels that differ only by blanks or case are different groups: "
-                          f"{some(pairs)}. If they are the same, clean them, for example with .str.strip().")]  # fmt: skip
+                          f"{some(pairs)}. If they are the same, clean them, for example with "
+                          ".str.strip().")]  # fmt: skip
 
 
 def reused_ids(groups_: Mapping[str, Column], bars: Sequence[tuple[str, ...]]) -> Notes:
@@ -218,9 +242,11 @@ def reused_ids(groups_: Mapping[str, Column], bars: Sequence[tuple[str, ...]]) -
             continue
         for parent, child in ((a, b), (b, a)):
             if _restarts(groups_[parent].factor, groups_[child].factor):
-                notes.append((DataWarning, f"grouping factors {parent!r} and {child!r}: the same ids of {child!r} occur in "
+                notes.append((DataWarning, f"grouping factors {parent!r} and {child!r}: the same ids of {child!r} "
+                                           "occur in "
                                            f"every level of {parent!r}. If they are different {child}s, write "
-                                           f"(1 | {parent}/{child}); if the factors are crossed, ignore this."))  # fmt: skip
+                                           f"(1 | {parent}/{child}); if the factors are crossed, ignore "
+                                           "this."))  # fmt: skip
                 break
     return notes
 

@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 
 from pyromix.errors import PyromixWarning, UnseenLevelError
-from pyromix.formula.build import State, build, build_new
+from pyromix.formula.build import State, build
 from pyromix.formula.parse import Formula
+from pyromix.formula.replay import build_new
 from pyromix.formula.rows import Rows, plural, some
 
 
@@ -225,7 +226,7 @@ class Design:
         offset
             Needed if the training data had an ``offset=`` that was no column name.
         missing
-            ``"propagate"`` gives rows with missing values NaN in ``x`` (and, in random terms, in the design); ``"error"``
+            ``"propagate"`` gives rows with missing values NaN in ``x`` and in the random terms' designs; ``"error"``
             refuses them.
         response
             Whether to read the response too.
@@ -302,8 +303,10 @@ class Design:
         term, levels = self.term(name), self.unseen[name]
         first = self.describe_row(int((term.index < 0).to(torch.int8).argmax()))
         return UnseenLevelError(
-            f"grouping factor {term.group!r}: {plural(len(levels), 'level')} the fit has never seen: {some(levels)}, first "
-            f"at {first}. Choose new_groups='zero' (their effect is 0), 'marginal' (integrate it over its distribution) "
+            f"grouping factor {term.group!r}: {plural(len(levels), 'level')} the fit has never seen: "
+            f"{some(levels)}, first "
+            f"at {first}. Choose new_groups='zero' (their effect is 0), 'marginal' (integrate it over its "
+            "distribution) "
             "or 'error' (this refusal)."
         )
 

@@ -38,13 +38,17 @@ def read_frame(data: Any, argument: str = "data") -> pd.DataFrame:
     if not isinstance(frame, pd.DataFrame):
         raise DataTypeError(f"{argument}: got {type(data).__name__}; accepted: {_ACCEPTED}.")
     if isinstance(frame.columns, pd.MultiIndex):
-        raise DataTypeError(f"{argument}: its columns are a MultiIndex of {frame.columns.nlevels} levels; accepted: "
-                            f"{_ACCEPTED} with one header row. Flatten the columns first.")
+        raise DataTypeError(
+            f"{argument}: its columns are a MultiIndex of {frame.columns.nlevels} levels; accepted: "
+            f"{_ACCEPTED} with one header row. Flatten the columns first."
+        )
     if not frame.columns.is_unique:
         name = frame.columns[frame.columns.duplicated()][0]
         at = np.flatnonzero(frame.columns == name).tolist()
-        raise DataError(f"{argument}: column name {name!r} occurs {len(at)} times, at positions {some(at)}. "
-                        "Rename or drop the repeats.")
+        raise DataError(
+            f"{argument}: column name {name!r} occurs {len(at)} times, at positions {some(at)}. "
+            "Rename or drop the repeats."
+        )
     if len(frame) == 0:
         raise DataError(f"{argument}: 0 rows. Columns: {some(frame.columns, 8)}. Check the filter that made it.")
     return frame
@@ -55,14 +59,18 @@ def _from_mapping(data: Mapping[Any, Any], argument: str) -> pd.DataFrame:
     for name, value in data.items():
         column = value if isinstance(value, (pd.Series, pd.api.extensions.ExtensionArray)) else np.asarray(value)
         if column.ndim != 1:
-            raise DataError(f"{argument}: column {name!r} has shape {tuple(column.shape)}, expected (n,). Pass one "
-                            "column an entry; an (n, 1) array flattens with .ravel().")
+            raise DataError(
+                f"{argument}: column {name!r} has shape {tuple(column.shape)}, expected (n,). Pass one "
+                "column an entry; an (n, 1) array flattens with .ravel()."
+            )
         columns[name] = column.array if isinstance(column, pd.Series) else column
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         first, other = next(iter(lengths)), next(n for n in lengths if lengths[n] != next(iter(lengths.values())))
-        raise DataError(f"{argument}: column {other!r} has {lengths[other]} values, column {first!r} has "
-                        f"{lengths[first]}. All columns need the same length.")
+        raise DataError(
+            f"{argument}: column {other!r} has {lengths[other]} values, column {first!r} has "
+            f"{lengths[first]}. All columns need the same length."
+        )
     if not columns:
         raise DataError(f"{argument}: 0 rows and no columns.")
     return pd.DataFrame(columns, copy=False)
@@ -76,8 +84,9 @@ def find_column(frame: pd.DataFrame, name: str, argument: str = "data") -> pd.Se
         if not isinstance(column, str) and str(column) == name:
             return frame[column]
     columns = [str(column) for column in frame.columns]
-    raise FormulaError(f"formula: no column {name!r} in {argument}{nearest(name, columns)}. "
-                       f"Columns: {some(columns, 12)}.")
+    raise FormulaError(
+        f"formula: no column {name!r} in {argument}{nearest(name, columns)}. Columns: {some(columns, 12)}."
+    )
 
 
 @dataclass(frozen=True)
@@ -147,20 +156,26 @@ def value_column(series: pd.Series, name: str, role: str, rows: Rows) -> Column:
             return Column(name, role, series, values=series.to_numpy(dtype=bool))
         return factor_column(series.astype(object), name, role, rows)
     if pd.api.types.is_complex_dtype(dtype):
-        raise DataError(f"{where}: complex numbers ({dtype}), first {shown(series.iloc[0])} at {rows.describe(0)}. "
-                        "Use the real part, the imaginary part or abs() as columns of their own.")
+        raise DataError(
+            f"{where}: complex numbers ({dtype}), first {shown(series.iloc[0])} at {rows.describe(0)}. "
+            "Use the real part, the imaginary part or abs() as columns of their own."
+        )
     if pd.api.types.is_numeric_dtype(dtype):
         return _number_column(series, name, role, rows)
     if _is_time(dtype):
-        raise DataError(f"{where}: {dtype}, not a number, first {shown(series.iloc[0])} at {rows.describe(0)}. Convert "
-                        f"it, for example (data[{name!r}] - data[{name!r}].min()) / pandas.Timedelta('1D') for days.")
-    if dtype == object:
+        raise DataError(
+            f"{where}: {dtype}, not a number, first {shown(series.iloc[0])} at {rows.describe(0)}. Convert "
+            f"it, for example (data[{name!r}] - data[{name!r}].min()) / pandas.Timedelta('1D') for days."
+        )
+    if _is_object(series):
         kinds = pd.api.types.infer_dtype(series, skipna=True)
         if kinds in ("integer", "floating", "mixed-integer-float", "decimal", "empty"):
             return _number_column(pd.to_numeric(series.astype("float64")), name, role, rows)
         if kinds in ("datetime", "datetime64", "date", "timedelta", "timedelta64", "period", "time", "complex"):
-            raise DataError(f"{where}: {kinds} values, not numbers, first {shown(series.iloc[0])} at "
-                            f"{rows.describe(0)}. Convert them to numbers, for example days since the first.")
+            raise DataError(
+                f"{where}: {kinds} values, not numbers, first {shown(series.iloc[0])} at "
+                f"{rows.describe(0)}. Convert them to numbers, for example days since the first."
+            )
         if kinds in ("mixed-integer", "mixed"):
             _check_mixed(series, where, rows)
     column = factor_column(series, name, role, rows)
@@ -169,9 +184,16 @@ def value_column(series: pd.Series, name: str, role: str, rows: Rows) -> Column:
     return column
 
 
+def _is_object(series: pd.Series) -> bool:
+    return isinstance(series.dtype, np.dtype) and series.dtype.kind == "O"
+
+
 def _is_time(dtype: Any) -> bool:
-    return (pd.api.types.is_datetime64_any_dtype(dtype) or pd.api.types.is_timedelta64_dtype(dtype)
-            or isinstance(dtype, pd.PeriodDtype))
+    return (
+        pd.api.types.is_datetime64_any_dtype(dtype)
+        or pd.api.types.is_timedelta64_dtype(dtype)
+        or isinstance(dtype, pd.PeriodDtype)
+    )
 
 
 def _number_column(series: pd.Series, name: str, role: str, rows: Rows) -> Column:
@@ -179,8 +201,10 @@ def _number_column(series: pd.Series, name: str, role: str, rows: Rows) -> Colum
     if series.dtype.kind not in "iu" and np.isinf(values).any():
         bad = np.isinf(values)
         at = int(np.argmax(bad))
-        raise DataError(f"column {name!r} ({role}): {plural(int(bad.sum()), 'infinite value')}, first "
-                        f"{values[at]} at {rows.describe(at)}. Correct or drop these rows.")
+        raise DataError(
+            f"column {name!r} ({role}): {plural(int(bad.sum()), 'infinite value')}, first "
+            f"{values[at]} at {rows.describe(at)}. Correct or drop these rows."
+        )
     return Column(name, role, series, values=values)
 
 
@@ -190,9 +214,11 @@ def _check_mixed(series: pd.Series, where: str, rows: Rows) -> None:
     number = np.array([isinstance(value, (int, float, np.number)) and value == value for value in series])
     if text.any() and number.any():
         at = int(np.argmax(text))
-        raise DataError(f"{where}: numbers, and {plural(int(text.sum()), 'text value')}, first {series.iloc[at]!r} at "
-                        f"{rows.describe(at)}. Correct {'it' if text.sum() == 1 else 'them'}, or convert the whole "
-                        "column with astype(str) if it holds labels.")
+        raise DataError(
+            f"{where}: numbers, and {plural(int(text.sum()), 'text value')}, first {series.iloc[at]!r} at "
+            f"{rows.describe(at)}. Correct {'it' if text.sum() == 1 else 'them'}, or convert the whole "
+            "column with astype(str) if it holds labels."
+        )
 
 
 def _check_text_numbers(column: Column, rows: Rows) -> None:
@@ -206,16 +232,20 @@ def _check_text_numbers(column: Column, rows: Rows) -> None:
     how = f"pandas.to_numeric(data[{column.name!r}])"
     label = f"data[{column.name!r}].astype('category')"
     if numeric.all():
-        raise DataError(f"{column.where}: text that looks numeric, such as {levels[0]!r} at "
-                        f"{rows.first(factor.codes == 0)}, {plural(len(levels), 'distinct value')}. Convert with {how}, "
-                        f"or, if these are labels, with {label} or C({column.name}).")
+        raise DataError(
+            f"{column.where}: text that looks numeric, such as {levels[0]!r} at "
+            f"{rows.first(factor.codes == 0)}, {plural(len(levels), 'distinct value')}. Convert with {how}, "
+            f"or, if these are labels, with {label} or C({column.name})."
+        )
     counts = np.bincount(factor.codes[factor.codes >= 0], minlength=len(levels))
     odd = int(counts[~numeric].sum())
     if numeric.sum() > 1 and odd <= max(1, 0.05 * counts.sum()):
         at = int(np.argmin(numeric))
-        raise DataError(f"{column.where}: numbers kept as text, and {plural(odd, 'value')} that cannot be read as a "
-                        f"number, first {levels[at]!r} at {rows.first(factor.codes == at)}. Correct it and convert with "
-                        f"{how}, or, if these are labels, use {label}.")
+        raise DataError(
+            f"{column.where}: numbers kept as text, and {plural(odd, 'value')} that cannot be read as a "
+            f"number, first {levels[at]!r} at {rows.first(factor.codes == at)}. Correct it and convert with "
+            f"{how}, or, if these are labels, use {label}."
+        )
 
 
 def align(value: Any, argument: str, frame: pd.DataFrame) -> np.ndarray | None:
@@ -244,10 +274,11 @@ def align(value: Any, argument: str, frame: pd.DataFrame) -> np.ndarray | None:
         series, label = find_column(frame, value), f"{argument}={value!r}"
     else:
         if isinstance(value, pd.DataFrame):
-            raise DataError(f"{argument}: a DataFrame of shape {value.shape}, expected one value a row; pass one "
-                            "column of it.")
+            raise DataError(
+                f"{argument}: a DataFrame of shape {value.shape}, expected one value a row; pass one column of it."
+            )
         series, label = _one_a_row(value, argument, frame), argument
-    if not (pd.api.types.is_numeric_dtype(series.dtype) or series.dtype == object):
+    if not (pd.api.types.is_numeric_dtype(series.dtype) or _is_object(series)):
         raise DataError(f"{label}: dtype {series.dtype}, expected numbers.")
     try:
         return series.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -261,8 +292,10 @@ def _one_a_row(value: Any, argument: str, frame: pd.DataFrame) -> pd.Series:
         return _by_label(value, argument, frame.index)
     array = np.asarray(value)
     if array.shape != (len(frame),):
-        raise DataError(f"{argument}: shape {array.shape} with {array.size} values, the data have {len(frame)} rows; "
-                        "pass one value a row, or a column name.")
+        raise DataError(
+            f"{argument}: shape {array.shape} with {array.size} values, the data have {len(frame)} rows; "
+            "pass one value a row, or a column name."
+        )
     return pd.Series(array, index=frame.index)
 
 
@@ -270,14 +303,18 @@ def _by_label(value: pd.Series, argument: str, index: pd.Index) -> pd.Series:
     if value.index.equals(index):
         return value
     if not index.is_unique or not value.index.is_unique:
-        raise DataError(f"{argument}: a Series of length {len(value)} whose index differs from that of the data "
-                        f"({len(index)} rows), and labels repeat, so rows cannot be matched. Pass .to_numpy() if the "
-                        "order is right, or reset_index() on both.")
+        raise DataError(
+            f"{argument}: a Series of length {len(value)} whose index differs from that of the data "
+            f"({len(index)} rows), and labels repeat, so rows cannot be matched. Pass .to_numpy() if the "
+            "order is right, or reset_index() on both."
+        )
     unmatched = index.difference(value.index, sort=False)
     side = "rows of the data without a value"
     if not len(unmatched):
         unmatched, side = value.index.difference(index, sort=False), "labels that are not in the data"
     if len(unmatched):
-        raise DataError(f"{argument}: labels differ from the index of the data; {side}: {some(unmatched)}. Lengths "
-                        f"{len(value)} and {len(index)}. Align them, or pass .to_numpy() if the order is right.")
+        raise DataError(
+            f"{argument}: labels differ from the index of the data; {side}: {some(unmatched)}. Lengths "
+            f"{len(value)} and {len(index)}. Align them, or pass .to_numpy() if the order is right."
+        )
     return value.reindex(index)

@@ -144,8 +144,10 @@ def refuse_missing(columns: Columns, rows: Rows, argument: str = "data") -> None
     for column in columns.everything():
         mask = column.missing()
         if mask is not None:
-            raise DataError(f"{column.where}: {plural(int(mask.sum()), 'missing value')} in {argument}, "
-                            f"{rows.few(mask)}. Fill or drop these rows, or pass missing='drop'.")
+            raise DataError(
+                f"{column.where}: {plural(int(mask.sum()), 'missing value')} in {argument}, "
+                f"{rows.few(mask)}. Fill or drop these rows, or pass missing='drop'."
+            )
 
 
 def complete_rows(columns: Columns, n: int) -> np.ndarray:
@@ -157,8 +159,10 @@ def complete_rows(columns: Columns, n: int) -> np.ndarray:
             mask = column.missing()
             counts[column.name] = 0 if mask is None else int(mask.sum())
         text = ", ".join(f"{name!r}: {count}" for name, count in counts.items() if count)
-        raise DataError(f"data: all {n} rows have a missing value; missing by column: {text}. Fill some of them or drop "
-                        "the column from the formula.")
+        raise DataError(
+            f"data: all {n} rows have a missing value; missing by column: {text}. Fill some of them or drop "
+            "the column from the formula."
+        )
     return keep
 
 
@@ -194,16 +198,20 @@ def _like(series: pd.Series, known: Column, role: str, rows: Rows, labelled: boo
     new = value_column(series, known.name, role, rows)
     assert known.values is not None
     if new.factor is not None:
-        raise DataError(f"{known.where}: labels ({some(new.factor.levels, 3)}; {series.dtype}) in the new data, numbers "
-                        f"({known.given.dtype}) in the fit. Convert the column to numbers.")
+        raise DataError(
+            f"{known.where}: labels ({some(new.factor.levels, 3)}; {series.dtype}) in the new data, numbers "
+            f"({known.given.dtype}) in the fit. Convert the column to numbers."
+        )
     assert new.values is not None
     if known.values.dtype == bool and new.values.dtype != bool:
         odd = ~np.isin(new.values, (0.0, 1.0)) & ~np.isnan(new.values)
         if odd.any() or np.isnan(new.values).any():
-            raise DataError(f"{known.where}: {series.dtype} in the new data, True/False in the fit; "
-                            f"{rows.first(odd | np.isnan(new.values))}. Convert the column with astype(bool).")
+            raise DataError(
+                f"{known.where}: {series.dtype} in the new data, True/False in the fit; "
+                f"{rows.first(odd | np.isnan(new.values))}. Convert the column with astype(bool)."
+            )
         new = Column(known.name, role, series, values=new.values.astype(bool))
-    if labelled:
+    if labelled and new.values is not None:
         seen = np.unique(known.values)
         odd = ~np.isin(new.values, seen) & ~np.isnan(new.values.astype(np.float64))
         if odd.any():

@@ -79,7 +79,7 @@ def factorize(series: pd.Series, where: str, rows: Rows) -> Factor:
         codes = series.cat.codes.to_numpy(dtype=np.int64)
         _check_labels(list(series.cat.categories), codes, where, rows)
         return compact(codes, tuple(series.cat.categories.tolist()))
-    if series.dtype == object:
+    if isinstance(series.dtype, np.dtype) and series.dtype.kind == "O":
         return _factorize_objects(series, where, rows)
     codes, uniques = pd.factorize(series, sort=True)
     return Factor(codes.astype(np.int64, copy=False), tuple(uniques.tolist()))
@@ -118,8 +118,10 @@ def _check_labels(labels: list[Any], codes: np.ndarray, where: str, rows: Rows) 
     other = [label for label in labels if not isinstance(label, str)]
     for label in other:
         if isinstance(label, (tuple, frozenset, complex)):
-            raise DataError(f"{where}: {type(label).__name__} {label!r} at {rows.first(codes == labels.index(label))}; "
-                            "cells must be single labels or numbers.")
+            raise DataError(
+                f"{where}: {type(label).__name__} {label!r} at {rows.first(codes == labels.index(label))}; "
+                "cells must be single labels or numbers."
+            )
     if text and other:
         twins = {str(label): label for label in other}
         a = next((label for label in text if label in twins), text[0])

@@ -74,7 +74,8 @@ class Formula:
     def restore(self, text: str) -> str:
         """Text with every internal name replaced by the original one, as in coefficient names."""
         for internal, original in self.names.items():
-            text = re.sub(rf"\b{re.escape(internal)}\b", lambda _, word=original: word, text)
+            parts = re.split(rf"\b{re.escape(internal)}\b", text)
+            text = original.join(parts)
         return text
 
 
@@ -346,7 +347,7 @@ def _groups(tokens: list[Token], names: Mapping[str, str]) -> list[tuple[str, ..
         for separator, part in parts:
             inner = _groups(_some(part, separator or parts[1][0]), names)
             if len(inner) != 1:
-                raise fail(parts[1][0], "'/' inside ':' in a grouping factor; write the terms out")
+                raise fail(separator or tokens[0], "'/' inside ':' in a grouping factor; write the terms out")
             merged = tuple(dict.fromkeys(merged + inner[0]))
         return [merged]
     if len(tokens) != 1 or tokens[0].kind != "name":

@@ -48,7 +48,7 @@ def aliases(x: np.ndarray, intercept: bool) -> list[Alias]:
 
 
 def _clearly_independent(scaled: np.ndarray) -> bool:
-    """Cheap test through the Gram matrix; it squares the condition number, so it only answers yes when far from doubt."""
+    """Cheap test by the Gram matrix; that squares the condition number, so it says yes only when far from doubt."""
     gram = scaled.T @ scaled
     try:
         factor = np.linalg.cholesky(gram)
@@ -59,7 +59,7 @@ def _clearly_independent(scaled: np.ndarray) -> bool:
 
 def _triangle(scaled: np.ndarray) -> np.ndarray:
     """R of a QR factorisation: the same inner products in few rows."""
-    return np.linalg.qr(scaled, mode="r")
+    return np.asarray(np.linalg.qr(scaled, mode="r"))
 
 
 def _eliminate(r: np.ndarray, start: int) -> list[Alias]:

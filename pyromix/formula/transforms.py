@@ -45,9 +45,9 @@ class _Scale:
 class _Poly:
     r"""``poly(x, k)``: orthonormal polynomials of degrees 1 to k over the training data, as R's ``poly``.
 
-    Columns satisfy :math:`P^\top P = I` and :math:`P^\top 1 = 0` on the training data. They are stored as the three-term
-    recurrence :math:`p_{j+1} = (x - \alpha_j) p_j - (\nu_{j}/\nu_{j-1}) p_{j-1}`, which new data replay. With ``raw=True``
-    the columns are :math:`x, x^2, ..., x^k`.
+    Columns satisfy :math:`P^\top P = I` and :math:`P^\top 1 = 0` on the training data. They are stored as the
+    recurrence :math:`p_{j+1} = (x - \alpha_j) p_j - (\nu_{j}/\nu_{j-1}) p_{j-1}`, which new data replay. With
+    ``raw=True`` the columns are :math:`x, x^2, ..., x^k`.
     """
 
     def __init__(self) -> None:
@@ -146,7 +146,7 @@ def evaluate(text: str, columns: Mapping[str, Array], functions: Mapping[str, Ca
     numpy.ndarray
         (n,) float64; not finite where the expression is not.
     """
-    table = {**ELEMENTWISE, "I": np.asarray, **functions}
+    table: dict[str, Callable[..., Any]] = {**ELEMENTWISE, "I": np.asarray, **functions}
 
     def visit(node: ast.expr) -> Any:
         if isinstance(node, ast.BinOp):

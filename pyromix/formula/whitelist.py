@@ -132,8 +132,9 @@ class Checker:
     def _power(self, node: ast.BinOp, usage: Usage) -> int:
         power = node.right
         if not (isinstance(power, ast.Constant) and type(power.value) is int and 1 <= power.value <= MAX_POWER):
-            raise self._refuse(power, f"a power of terms must be a whole number from 1 to {MAX_POWER}; "
-                                      "for x squared write I(x**2)")
+            raise self._refuse(
+                power, f"a power of terms must be a whole number from 1 to {MAX_POWER}; for x squared write I(x**2)"
+            )
         return min(self._formula(node.left, usage) ** power.value, MAX_TERMS + 1)
 
     def _value(self, node: ast.expr, usage: Usage, elementwise: str | None) -> None:
@@ -172,8 +173,10 @@ class Checker:
             where = "alone as a term, as in + offset(log(e))" if name == "offset" else "left of ~"
             raise FormulaError(f"formula: {name}(...) is allowed only {where}")
         if elementwise and name not in ELEMENTWISE and name not in self.user:
-            raise FormulaError(f"formula: {name}(...) cannot be used in the {elementwise}, which is computed row by "
-                               f"row; allowed there: {', '.join(ELEMENTWISE)}. Make a column of it first.")
+            raise FormulaError(
+                f"formula: {name}(...) cannot be used in the {elementwise}, which is computed row by "
+                f"row; allowed there: {', '.join(ELEMENTWISE)}. Make a column of it first."
+            )
         if name == "C":
             self._categorical(node, usage, top)
             return
@@ -239,8 +242,10 @@ class Checker:
         shown = self.names.get(name, name)
         allowed = ", ".join(FUNCTIONS + self.user)
         hint = nearest(shown, FUNCTIONS + self.user)
-        return FormulaError(f"formula: unknown function {shown!r}{hint}. Allowed: {allowed}; hand others over with "
-                            f"functions={{{shown!r}: callable}}")
+        return FormulaError(
+            f"formula: unknown function {shown!r}{hint}. Allowed: {allowed}; hand others over with "
+            f"functions={{{shown!r}: callable}}"
+        )
 
     def _refuse(self, node: ast.expr, reason: str) -> FormulaError:
         text = ast.unparse(node).replace("@", ":")

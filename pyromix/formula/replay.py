@@ -1,0 +1,159 @@
+"""A design applied to new data, with everything it learnt from the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pyromix.errors import DataError
+from pyromix.formula import checks
+from pyromix.formula.build import State
+from pyromix.formula.frame import align, read_frame
+from pyromix.formula.intake import Columns, check_missing_option, read_new_columns
+from pyromix.formula.levels import Factor, match
+from pyromix.formula.pieces import category_codes, read_response, refuse_argument, total_offset
+from pyromix.formula.rows import Rows, plural
+
+
+def build_new(state: State, data: Any, *, offset: Any, missing: str, response: bool) -> dict[str, Any]:
+    """Everything a `Design` of new data holds, as arrays."""
+    check_missing_option(missing, ("propagate", "error"))
+    formula = state.formula
+    frame = read_frame(data)
+    rows = Rows(frame.index)
+    n = len(frame)
+    extra = _new_offset(state, frame, offset, rows)
+    columns = read_new_columns(formula, frame, rows, state.columns, response)
+    gone = columns.missing(n)
+    if missing == "error":
+        _refuse_missing(columns, rows)
+    complete = columns if not gone.any() else _strip(columns, ~gone)
+    inner = rows if not gone.any() else rows.keep(~gone)
+
+    def scatter(values: np.ndarray) -> np.ndarray:
+        if not gone.any():
+            return values
+        out = np.full((n, *values.shape[1:]), np.nan)
+        out[~gone] = values
+        return out
+
+    count = int((~gone).sum())
+    data_in = complete.data()
+    x = state.fixed.build(data_in, count) if count else np.empty((0, len(state.fixed.columns)))
+    checks.finite_matrix(x, state.fixed.columns, "fixed effects", inner)
+    terms, unseen = _new_terms(state, columns, data_in, count, inner, scatter)
+    parts: dict[str, Any] = {"y": None, "trials": None}
+    if response and count:
+        _, y, trials = read_response(formula, complete, state.functions, inner)
+        parts = {"y": scatter(y), "trials": None if trials is None else scatter(trials)}
+    total = total_offset(formula, complete, state.functions, None, inner) if count else None
+    total = None if total is None else scatter(total)
+    if extra is not None:
+        total = extra if total is None else total + extra
+    codes, _ = category_codes(formula, columns)
+    return {
+        **parts,
+        "x": scatter(x[:, list(state.kept)]),
+        "terms": terms,
+        "offset": total,
+        "precision_weights": None,
+        "frequency_weights": None,
+        "index": frame.index,
+        "codes": codes,
+        "unseen": unseen,
+        "missing": gone if gone.any() else None,
+    }
+
+
+def _refuse_missing(columns: Columns, rows: Rows) -> None:
+    """Under ``missing="error"`` new data must be complete."""
+    for column in columns.everything():
+        mask = column.missing()
+        if mask is not None:
+            raise DataError(
+                f"{column.where}: {plural(int(mask.sum()), 'missing value')} in the new data, "
+                f"{rows.few(mask)}. Fill or drop these rows, or pass missing='propagate'."
+            )
+
+
+def _strip(columns: Columns, mask: np.ndarray) -> Columns:
+    """Only complete rows, keeping every known level: codes must stay codes into the fit's levels."""
+
+    def rows_of(column: Any) -> Any:
+        factor = column.factor
+        return type(column)(
+            column.name,
+            column.role,
+            column.given[mask],
+            None if column.values is None else column.values[mask],
+            None if factor is None else Factor(factor.codes[mask], factor.levels, factor.unused),
+        )
+
+    return Columns(
+        {name: rows_of(c) for name, c in columns.values.items()},
+        {name: rows_of(c) for name, c in columns.groups.items()},
+        columns.uses,
+    )
+
+
+def _new_offset(state: State, frame: pd.DataFrame, offset: Any, rows: Rows) -> np.ndarray | None:
+    if offset is None and state.offset is True:
+        raise DataError(
+            "offset: the fit had an offset= argument with one value a row, and the new data need theirs. Pass "
+            "offset=, name a column in it when fitting, or put offset(...) into the formula."
+        )
+    if offset is None and isinstance(state.offset, str):
+        offset = state.offset
+    values = align(offset, "offset", frame)
+    if values is not None and np.isinf(values).any():
+        refuse_argument("offset", values, np.isinf(values), "infinite value", rows)
+    return values
+
+
+def _new_terms(
+    state: State, columns: Columns, data: Mapping, count: int, inner: Rows, scatter: Callable
+) -> tuple[list[dict[str, Any]], dict[str, tuple[Any, ...]]]:
+    terms, unseen = [], {}
+    coded: dict[str, Factor] = {}
+    for name, column in columns.groups.items():
+        known = state.columns.groups[name].factor
+        assert known is not None and column.factor is not None
+        coded[name] = match(column.factor, known.levels, column.where)
+    for bar, (name, structure, matrix, crossing) in zip(state.formula.bars, state.random, strict=True):
+        index, odd = crossing.recode([coded[part] for part in bar.group])
+        gone = np.logical_or.reduce([columns.groups[part].factor.codes < 0 for part in bar.group])  # type: ignore[union-attr]
+        odd = odd & ~gone
+        if odd.any():
+            unseen[name] = _labels_at([columns.groups[part].factor for part in bar.group], odd)
+        # a missing id makes the row NaN through x; its code must not look like an unseen level
+        index = np.where(gone, 0, index)
+        design = None
+        if matrix is not None:
+            values = matrix.build(data, count) if count else np.empty((0, len(matrix.columns)))
+            checks.finite_matrix(values, matrix.columns, f"random effects of {name!r}", inner)
+            design = scatter(values)
+        names = ("Intercept",) if matrix is None else matrix.columns
+        terms.append(
+            {
+                "name": name,
+                "group": ":".join(bar.group),
+                "structure": "iid" if len(names) == 1 else structure,
+                "index": index,
+                "design": design,
+                "levels": crossing.levels,
+                "terms": names,
+            }
+        )
+    return terms, unseen
+
+
+def _labels_at(factors: Sequence[Any], mask: np.ndarray) -> tuple[Any, ...]:
+    """Distinct labels of the rows where ``mask`` holds, in the order of the levels."""
+    at = np.flatnonzero(mask)
+    if len(factors) == 1:
+        return tuple(factors[0].levels[i] for i in np.unique(factors[0].codes[at]))
+    codes = np.unique(np.stack([factor.codes[at] for factor in factors], axis=1), axis=0)
+    return tuple(":".join(str(f.levels[i]) for f, i in zip(factors, row, strict=True)) for row in codes)
