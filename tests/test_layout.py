@@ -61,7 +61,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "backends": {"numpy", "pyro", "safetensors", "scipy", "torch", "tqdm"},
     "formula": {"numpy", "pandas", "patsy", "scipy", "torch"},
     "results": {"arviz", "h5netcdf", "matplotlib", "numpy", "pandas", "pyro", "safetensors", "scipy", "torch"}
-    | {"xarray"},
+    | {"tqdm", "xarray"},
     "datasets": {"numpy", "pandas"},
     "model": {"numpy", "pandas", "pyro", "torch"},
     "__main__": set(),

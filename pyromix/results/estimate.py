@@ -66,6 +66,10 @@ class Estimate:
         The backend's configuration as plain values (JSON).
     sample_stats
         ArviZ's canonical names -> (chain, draw) arrays, for samplers.
+    n_draws
+        Draws at hand for ``kind="draws"``; ``None`` where any number can be made.
+    chains
+        Chains that `draw` returns one after the other: the first ``n / chains`` draws are the first chain's.
     """
 
     kind: str
@@ -81,3 +85,10 @@ class Estimate:
     health: tuple[HealthRecord, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     sample_stats: Mapping[str, Any] | None = None
+    n_draws: int | None = None
+    chains: int = 1
+
+    @property
+    def restricted(self) -> bool:
+        """Whether `log_likelihood` is the restricted one."""
+        return self.settings.get("criterion") == "reml" or self.inference.upper().startswith("REML")

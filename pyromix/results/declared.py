@@ -1,0 +1,118 @@
+"""What a program declares about a fit: coefficients, effects, responses, read from one recorded run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyromix.errors import DataError
+from pyromix.running import Record, Site
+
+# Above this many entries the dense covariance of an unstructured array is not formed just to read its diagonal.
+MAX_DENSE = 4000
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """One entry of a coefficient site: the site, its position there, its label."""
+
+    site: str
+    position: int
+    label: str
+
+
+def coefficients(record: Record) -> list[Coefficient]:
+    """Every coefficient of the program, in program order; labels met twice are prefixed with their site."""
+    found = []
+    for name, site in record.hypers.items():
+        if site.role.design is None:
+            continue
+        count = site.role.design.shape[1]
+        labels = site.role.labels or tuple(f"{name}[{j}]" for j in range(count))
+        found += [Coefficient(name, j, str(label)) for j, label in enumerate(labels)]
+    labels = [entry.label for entry in found]
+    return [Coefficient(c.site, c.position, f"{c.site}[{c.label}]") if labels.count(c.label) > 1 else c for c in found]
+
+
+def groups(record: Record) -> dict[str, list[Site]]:
+    """Random-effect sites by grouping factor, in program order."""
+    found: dict[str, list[Site]] = {}
+    for site in record.latents.values():
+        found.setdefault(site.role.group, []).append(site)
+    return found
+
+
+def effects_of(record: Record, group: str) -> list[Site]:
+    """Random-effect sites of one grouping factor; `DataError` listing the factors if there is none of that name."""
+    found = groups(record)
+    if group not in found:
+        known = ", ".join(repr(name) for name in found) or "none"
+        raise DataError(f"group {group!r}: the fit has no such grouping factor (it has: {known}).")
+    return found[group]
+
+
+def term_labels(effects: Iterable[Site]) -> list[str]:
+    """Labels of the terms of several effects side by side; labels met twice are prefixed with their effect."""
+    pairs = [(site.name, str(term)) for site in effects for term in site.role.terms]
+    terms = [term for _, term in pairs]
+    return [f"{name}[{term}]" if terms.count(term) > 1 else term for name, term in pairs]
+
+
+def term_covariance(site: Site) -> np.ndarray:
+    """Covariance of one level's effects, (q, q); where levels differ or depend on each other, its mean over levels."""
+    operator = site.fn.operator
+    if operator.block is not None:
+        factor = _numpy(operator.block)
+        return factor @ factor.T
+    levels, q = operator.shape
+    if levels * q > MAX_DENSE:
+        return np.full((q, q), np.nan)
+    dense = _numpy(operator.dense()).reshape(levels, q, levels, q)
+    return np.einsum("lalb->ab", dense) / levels
+
+
+def residual_sd(record: Record, data: Site) -> float | None:
+    """SD of the response about its mean, for a family that has one; ``None`` for others.
+
+    Weights of precision make the dispersion of the rows differ; the number reported is that of a row of weight one,
+    the site ``<response>.sigma``.
+    """
+    role = data.role
+    if not role.family.has_residual:
+        return None
+    for parameter in role.family.parameters():
+        name = f"{data.name}.{parameter.name}"
+        if name in record.hypers:
+            return float(record.hypers[name].value)
+        if name in record.deterministic:
+            return float(record.deterministic[name])
+        value = role.dispersion.get(parameter.name)
+        if value is not None and value.numel() == 1:
+            return float(value)
+    return None
+
+
+def count_rows(data: Site) -> float:
+    """Rows that count: masked rows do not, a row of frequency weight w counts w times."""
+    role = data.role
+    weights = torch.ones(len(role.eta), dtype=torch.float64) if role.weights is None else role.weights
+    total = float((weights if role.mask is None else weights * role.mask).sum())
+    return int(total) if total == int(total) else total
+
+
+def values_of(estimate: Any) -> dict[str, torch.Tensor]:
+    """Site values at the point: hyper-parameters and conditional modes."""
+    return {**estimate.point, **estimate.latents}
+
+
+def numpy_of(values: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Tensors as float64 arrays."""
+    return {name: _numpy(value) for name, value in values.items()}
+
+
+def _numpy(value: torch.Tensor) -> np.ndarray:
+    return np.asarray(value.detach().cpu().numpy(), dtype=np.float64)

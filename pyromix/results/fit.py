@@ -1,0 +1,261 @@
+"""A fitted model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyromix.errors import ConfigError, Status
+from pyromix.results import declared, predict, residuals, storage, summary, tables
+from pyromix.results.estimate import Draws, Estimate
+from pyromix.results.health import Health
+from pyromix.running import Program, Record, run
+
+NAN = float("nan")
+
+
+class Fit:
+    """A fitted model: its estimate, and everything that follows from it by running its program again.
+
+    Parameters
+    ----------
+    estimate
+        What the backend found.
+    program, args
+        The program and the arguments it was fitted to.
+    design
+        The design of a formula fit; then ``args == (design,)``.
+    family
+        The response family of a formula fit.
+    formula_text
+        Its formula.
+    new_design
+        Turns a data frame into the design to predict at; without it, new data go to the program as they are.
+    forced
+        Show standard errors and criteria although the fit did not converge.
+    """
+
+    def __init__(
+        self,
+        estimate: Estimate,
+        program: Program,
+        args: tuple[Any, ...],
+        *,
+        design: Any = None,
+        family: Any = None,
+        formula_text: str | None = None,
+        new_design: Callable[[Any], Any] | None = None,
+        forced: bool = False,
+    ) -> None:
+        self.estimate = estimate
+        self.program = program
+        self.args = tuple(args)
+        self.design = design
+        self.family = family
+        self.formula = formula_text
+        self.new_design = new_design
+        self.extra_spec: dict[str, Any] = {}
+        self.extra_arrays: dict[str, np.ndarray] = {}
+        self._forced = forced
+
+    # -- how it went -------------------------------------------------------------------------------------------------
+    @property
+    def status(self) -> Status:
+        """How the fit ended."""
+        return self.estimate.status
+
+    @property
+    def health(self) -> Health:
+        """Findings about the fit, worst first; ``health.ok`` is False if one of them is an error."""
+        return Health(self.estimate.health)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether standard errors and criteria are shown: the fit converged, or `force` was called."""
+        return self.status.ok or self._forced
+
+    def force(self) -> Fit:
+        """The same fit with its standard errors and criteria shown although it did not converge."""
+        fit = Fit(
+            self.estimate,
+            self.program,
+            self.args,
+            design=self.design,
+            family=self.family,
+            formula_text=self.formula,
+            new_design=self.new_design,
+            forced=True,
+        )
+        fit.extra_spec, fit.extra_arrays = self.extra_spec, self.extra_arrays
+        return fit
+
+    # -- criteria ----------------------------------------------------------------------------------------------------
+    @property
+    def log_likelihood(self) -> float:
+        """Maximised log-likelihood with all constants; under REML the restricted one. NaN without convergence."""
+        return float(self.estimate.log_likelihood) if self.trusted else NAN
+
+    @property
+    def n_parameters(self) -> int:
+        """Degrees of freedom used."""
+        return self.estimate.n_parameters
+
+    @property
+    def n_obs(self) -> float:
+        """Observations; a row of frequency weight w counts w times."""
+        return sum(declared.count_rows(site) for site in self.record.data.values())
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion, ``2 k - 2 log L``."""
+        return 2 * self.n_parameters - 2 * self.log_likelihood
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's criterion, ``k log n - 2 log L``."""
+        return self.n_parameters * float(np.log(self.n_obs)) - 2 * self.log_likelihood
+
+    # -- tables ------------------------------------------------------------------------------------------------------
+    def fixed_effects(self, level: float = 0.95) -> pd.DataFrame:
+        """Coefficients by name: estimate, se, lower, upper.
+
+        Parameters
+        ----------
+        level
+            Coverage of the interval: normal (Wald) for a point fit, quantiles for draws.
+        """
+        return tables.fixed_effects(self, level)
+
+    def variance_components(self) -> pd.DataFrame:
+        """Variance and SD of every random term and of the residual, if there is one: group, name, variance, sd."""
+        return tables.variance_components(self)
+
+    def correlations(self, group: str) -> pd.DataFrame:
+        """Correlations of the random terms of one grouping factor, terms x terms."""
+        return tables.correlations(self, group)
+
+    def random_effects(self, group: str, what: str = "mode") -> pd.DataFrame:
+        """Random effects of one grouping factor, levels x terms.
+
+        Parameters
+        ----------
+        what
+            ``"mode"`` for conditional modes (posterior means for draws), ``"sd"`` for their conditional SDs.
+
+        Raises
+        ------
+        DataError
+            No such grouping factor; the message lists them.
+        """
+        return tables.random_effects(self, group, what)
+
+    def summary(self) -> summary.Summary:
+        """Text in lme4's layout; findings come first unless every check passed."""
+        return summary.summarize(self)
+
+    # -- predictions -------------------------------------------------------------------------------------------------
+    def predict(
+        self,
+        data: Any = None,
+        kind: str = "mean",
+        new_groups: str = "error",
+        level: float = 0.9,
+        seed: int = 0,
+    ) -> Any:
+        """Predict at the training rows or at new ones by running the same program.
+
+        Parameters
+        ----------
+        data
+            ``None`` for the training rows; a data frame for a formula fit, else what the program takes. Its response,
+            if it has one, is never read.
+        kind
+            ``"mean"``: expected response, float64 (n,); a probability for binomial responses whatever the trials.
+            ``"linear"``: predictor on the link scale with its offset.
+            ``"interval"``: data frame (mean, lower, upper), the central `level` interval of a new observation;
+            binomial counts as proportions of their trials.
+            ``"draws"``: draws of the expected response, xarray (chain, draw, obs_id).
+        new_groups
+            What a level that the fit has not seen gets. ``"error"``: refuse. ``"zero"``: no effect. ``"marginal"``: its
+            prior, integrated over in a mean, drawn in intervals and draws. ``"conditional"``: its distribution given
+            the known levels, which equals the prior where levels are independent.
+        level
+            Coverage of the interval.
+        seed
+            Seed of draws; means and linear predictors of point fits use none.
+
+        Raises
+        ------
+        UnseenLevelError
+            A level not seen in the fit, under ``"error"``.
+        UnsupportedError
+            ``"marginal"`` or ``"conditional"`` for a structure whose levels depend on each other.
+        """
+        return predict.predict(self, data, kind, new_groups, level, seed)
+
+    def fitted(self) -> np.ndarray:
+        """Expected response at the training rows, (n,)."""
+        return predict.predict(self, None, "mean", "error", 0.9, 0)
+
+    def residuals(self, kind: str = "response") -> np.ndarray:
+        """Residuals at the training rows, (n,): ``"response"``, y - mean, or ``"pearson"``, over the response's SD."""
+        return residuals.residuals(self, kind)
+
+    # -- draws and runs of the program -------------------------------------------------------------------------------
+    @cached_property
+    def record(self) -> Record:
+        """One run of the program at the estimate: what it declared."""
+        with torch.no_grad():
+            return run(self.program, self.args, declared.values_of(self.estimate))
+
+    @property
+    def n_draws(self) -> int:
+        """Draws that a draw-based result uses by default."""
+        return self.estimate.n_draws or predict.POINT_DRAWS
+
+    def draws(self, count: int | None = None, seed: int = 0) -> Draws:
+        """Draws of every site, by name, (count, ...): the posterior's, or those of a point fit's approximation."""
+        count = count or self.n_draws
+        if count < 1:
+            raise ConfigError(f"draws({count}): at least one draw is needed.")
+        return self.estimate.draw(count, seed)
+
+    def records(self, count: int, seed: int = 0) -> Iterator[Record]:
+        """Runs of the program at the training rows, one for each draw."""
+        draws = self.draws(count, seed)
+        for s in range(count):
+            with torch.no_grad():
+                record = run(self.program, self.args, {name: value[s] for name, value in draws.items()})
+            yield record
+
+    def covariances(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """SDs (q,) and correlations (q, q) of the terms of each random effect."""
+        return self._covariances
+
+    @cached_property
+    def _covariances(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return tables.covariances(self)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+    def to_payload(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What `save` writes: a specification (JSON) and arrays by name."""
+        return storage.fit_to_payload(self)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the fit to exactly this path, whole or not at all; read it with `pyromix.load`."""
+        storage.write_container(path, *self.to_payload())
+
+    def __repr__(self) -> str:
+        what = self.formula or getattr(self.program, "__name__", type(self.program).__name__)
+        return (
+            f"<Fit {what!r}: {self.estimate.inference}, logLik {self.log_likelihood:.2f}, {self.status.name.lower()}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()

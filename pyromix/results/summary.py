@@ -1,0 +1,224 @@
+"""The printed summary, in lme4's layout."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import ndtr
+
+from pyromix.results import declared
+
+if TYPE_CHECKING:
+    from pyromix.results.fit import Fit
+
+DIGITS = 4
+
+
+class Summary(str):
+    """Text that shows itself as it is, in a terminal and in a notebook."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def summarize(fit: Fit) -> Summary:
+    """The summary of a fit."""
+    parts = [_header(fit), _criteria(fit), _residuals(fit), _random(fit), _fixed(fit), _correlation(fit)]
+    if not (fit.health.ok and fit.status.ok) or fit.health:
+        parts.insert(0, _findings(fit))
+    return Summary("\n\n".join(part for part in parts if part))
+
+
+# -- numbers as R prints them -----------------------------------------------------------------------------------------
+def decimals(values: Sequence[float] | np.ndarray, digits: int = DIGITS) -> int:
+    """Decimal places that R's ``format`` takes: enough for the number that needs most, at `digits` significant ones."""
+    needed = 0
+    for value in np.asarray(values, dtype=float).reshape(-1):
+        if math.isfinite(value) and value != 0:
+            mantissa, exponent = f"{abs(value):.{digits - 1}e}".split("e")
+            significant = len(mantissa.replace(".", "").rstrip("0"))
+            needed = max(needed, significant - 1 - int(exponent))
+    return max(needed, 0)
+
+
+def formatted(values: Sequence[float] | np.ndarray, digits: int = DIGITS) -> list[str]:
+    """Numbers of one column with common decimal places; exponents where the plain form would be much longer."""
+    array = np.asarray(values, dtype=float).reshape(-1)
+    places = decimals(array, digits)
+    finite = np.abs(array[np.isfinite(array)])
+    if places > digits + 6 or (finite.size and finite.max() >= 1e9):
+        return ["NaN" if math.isnan(value) else f"{value:.{digits - 1}e}" for value in array]
+    return ["NaN" if math.isnan(value) else f"{value:.{places}f}" for value in array]
+
+
+def _p_value(p: float) -> str:
+    if math.isnan(p):
+        return "NaN"
+    if p < 2e-16:
+        return "<2e-16"
+    return f"{p:.2e}" if p < 1e-4 else f"{p:.3g}"
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+def _findings(fit: Fit) -> str:
+    lines = [f"Status: {fit.status.value}"]
+    if not fit.status.ok:
+        hidden = "shown because they were forced" if fit.trusted else "are NaN; fit.force() shows them"
+        lines.append(f"Standard errors, log-likelihood and criteria {hidden}.")
+    if fit.health:
+        lines.append(repr(fit.health))
+    return "\n".join(lines)
+
+
+def _header(fit: Fit) -> str:
+    record = fit.record
+    site = next(iter(record.data.values()))
+    linear = site.role.family.gaussian_sd(**site.role.dispersion) is not None and not record.functions
+    title = "Linear mixed model" if linear else "Generalized linear mixed model"
+    if record.functions:
+        title = "Mixed model with a network mean"
+    verb = "draws from" if fit.estimate.kind == "draws" else "fit by"
+    lines = [f"{title} {verb} {fit.estimate.inference}"]
+    if not linear:
+        for name, data in record.data.items():
+            prefix = f"{name}: " if len(record.data) > 1 else ""
+            family = data.role.family
+            lines.append(f" Family: {prefix}{type(family).__name__} ({family.link.name})")
+    if fit.formula:
+        lines.append(f"Formula: {fit.formula}")
+    for name, function in record.functions.items():
+        count = sum(weight.numel() for weight in function.role.module.parameters())
+        lines.append(f"Network: {name}, {type(function.role.module).__name__} with {count} weights")
+    return "\n".join(lines)
+
+
+def _criteria(fit: Fit) -> str:
+    value = fit.log_likelihood
+    if math.isnan(value) and fit.estimate.kind == "draws":
+        return ""
+    if fit.estimate.restricted:
+        return f"REML criterion at convergence: {-2 * value:.1f}"
+    names = ["AIC", "BIC", "logLik", "deviance", "df.resid"]
+    numbers = [f"{x:.1f}" for x in (fit.aic, fit.bic, value, -2 * value)] + [f"{fit.n_obs - fit.n_parameters:g}"]
+    return _aligned([names, numbers], even=True)
+
+
+def _residuals(fit: Fit) -> str:
+    values = fit.residuals("pearson")
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return ""
+    quantiles = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+    top = np.abs(quantiles).max()
+    quantiles = quantiles.round(max(0, DIGITS + 1 - math.ceil(math.log10(top)))) if top > 0 else quantiles
+    return "Scaled residuals:\n" + _aligned([["Min", "1Q", "Median", "3Q", "Max"], formatted(quantiles)], even=True)
+
+
+def _random(fit: Fit) -> str:
+    table = fit.variance_components()
+    found = declared.groups(fit.record)
+    rows = [["Groups", "Name", "Variance", "Std.Dev.", "Corr"]]
+    variances, sds = formatted(table["variance"]), formatted(table["sd"])
+    corr = {}
+    for group in found:
+        matrix = fit.correlations(group)
+        for i, term in enumerate(matrix.index):
+            corr[group, term] = "  ".join(_correlation_cells(fit, group, matrix.to_numpy()[i, :i], i))
+    last = None
+    for i, (group, term) in enumerate(zip(table["group"], table["name"], strict=True)):
+        rows.append([group if group != last else "", term, variances[i], sds[i], corr.get((group, term), "")])
+        last = group
+    counts = {group: len(effects[0].role.levels) for group, effects in found.items()}
+    sizes = "; ".join(f"{name}, {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+    tail = f"Number of obs: {fit.n_obs:g}" + (f", groups: {sizes}" if sizes else "")
+    if len(rows) == 1:
+        return tail
+    if not any(corr.values()):
+        rows = [row[:4] for row in rows]
+    return "Random effects:\n" + _aligned(rows, left=(0, 1, 4), indent=" ", gap=" ") + "\n" + tail
+
+
+def _correlation_cells(fit: Fit, group: str, values: np.ndarray, row: int) -> list[str]:
+    """Correlations within the term's own effect; those with other effects are zero by construction and not printed."""
+    start = 0
+    for site in declared.effects_of(fit.record, group):
+        stop = start + len(site.role.terms)
+        if start <= row < stop:
+            return [f"{value:5.2f}" if math.isfinite(value) else "  NaN" for value in values[start:row]]
+        start = stop
+    return []
+
+
+def _fixed(fit: Fit) -> str:
+    table = fit.fixed_effects()
+    if not len(table):
+        return ""
+    estimate, se = table["estimate"].to_numpy(), table["se"].to_numpy()
+    if fit.estimate.kind == "draws":
+        cells = _columns(table[["estimate", "se", "lower", "upper"]].to_numpy())
+        rows = [["", "Mean", "SD", "2.5 %", "97.5 %"]]
+        rows += [[str(label), *row] for label, row in zip(table.index, cells, strict=True)]
+        return "Fixed effects:\n" + _aligned(rows, left=(0,), gap=" ")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(se > 0, estimate / se, np.nan)
+    site = next(iter(fit.record.data.values()))
+    gaussian = site.role.family.has_residual
+    rows = [["", "Estimate", "Std. Error", "t value" if gaussian else "z value"]]
+    ratios = formatted(ratio.round(3))
+    for i, (label, row) in enumerate(zip(table.index, _columns(np.column_stack([estimate, se])), strict=True)):
+        rows.append([str(label), *row, ratios[i]])
+    if not gaussian:
+        rows[0].append("Pr(>|z|)")
+        for row, z in zip(rows[1:], ratio, strict=True):
+            row.append(_p_value(2 * float(ndtr(-abs(z)))))
+    return "Fixed effects:\n" + _aligned(rows, left=(0,), gap=" ")
+
+
+def _columns(matrix: np.ndarray) -> list[list[str]]:
+    """Cells of columns that share their decimal places, as R's printCoefmat gives estimates and errors."""
+    size = np.abs(matrix[np.isfinite(matrix) & (matrix != 0)])
+    if size.size:
+        powers = 1 + np.floor(np.log10([size.min(), size.max()])).astype(int)
+        matrix = matrix.round(int(max(1, DIGITS - powers[0], DIGITS - powers[1])))
+    flat = formatted(matrix)
+    return [flat[start : start + matrix.shape[1]] for start in range(0, len(flat), matrix.shape[1])]
+
+
+def _correlation(fit: Fit) -> str:
+    from pyromix.results.tables import coefficient_covariance, split_covariance
+
+    if fit.estimate.kind == "draws":
+        return ""
+    covariance = coefficient_covariance(fit)
+    if not 1 < len(covariance) <= 12 or not np.isfinite(covariance.to_numpy()).all():
+        return ""
+    matrix = split_covariance(covariance.to_numpy())[1]
+    names = [str(name) for name in covariance.index]
+    short = ["(Intr)" if name == "Intercept" else name[:6] for name in names[:-1]]
+    rows = [["", *short]]
+    for i in range(1, len(names)):
+        rows.append([names[i], *(f"{matrix[i, j]:.3f}" if j < i else "" for j in range(len(names) - 1))])
+    return "Correlation of Fixed Effects:\n" + _aligned(rows, left=(0,), gap=" ")
+
+
+def _aligned(
+    rows: list[list[str]], left: Sequence[int] = (), indent: str = "", gap: str = " ", even: bool = False
+) -> str:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    widths = [max(widths)] * len(widths) if even else widths
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) if k in left else cell.rjust(width) for k, (cell, width) in _numbered(row, widths)]
+        lines.append((indent + gap.join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def _numbered(row: list[str], widths: list[int]) -> list[tuple[int, tuple[str, int]]]:
+    return list(enumerate(zip(row, widths, strict=True)))

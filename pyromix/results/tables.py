@@ -1,0 +1,130 @@
+"""Tables of a fit: coefficients, variance components, correlations, random effects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import ndtri
+
+from pyromix.errors import ConfigError
+from pyromix.results import declared
+
+if TYPE_CHECKING:
+    from pyromix.results.fit import Fit
+
+# Draws averaged over for covariances of a sampled posterior; their Monte-Carlo error is far below its spread.
+COVARIANCE_DRAWS = 400
+
+
+def fixed_effects(fit: Fit, level: float) -> pd.DataFrame:
+    """Coefficients with standard errors and central intervals."""
+    if not 0 < level < 1:
+        raise ConfigError(f"fixed_effects(level={level!r}): must lie between 0 and 1, e.g. 0.95.")
+    entries = declared.coefficients(fit.record)
+    labels = pd.Index([entry.label for entry in entries], dtype=object)
+    values = {entry.site: fit.record.hypers[entry.site].value.reshape(-1) for entry in entries}
+    estimate = np.array([float(values[entry.site][entry.position]) for entry in entries])
+    if fit.estimate.kind == "draws":
+        draws = fit.draws()
+        columns = [draws[entry.site].reshape(fit.n_draws, -1)[:, entry.position].double() for entry in entries]
+        sample = torch.stack(columns).numpy() if columns else np.zeros((0, 1))
+        se, estimate = sample.std(1, ddof=1), sample.mean(1)
+        lower, upper = np.quantile(sample, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    else:
+        se = np.array([_standard_error(fit, entry) for entry in entries])
+        half = ndtri((1 + level) / 2) * se
+        lower, upper = estimate - half, estimate + half
+    return pd.DataFrame({"estimate": estimate, "se": se, "lower": lower, "upper": upper}, index=labels, dtype=float)
+
+
+def coefficient_covariance(fit: Fit) -> pd.DataFrame:
+    """Covariance matrix of the coefficients; NaN between sites whose joint covariance the backend did not give."""
+    entries = declared.coefficients(fit.record)
+    labels = [entry.label for entry in entries]
+    matrix = np.full((len(entries), len(entries)), np.nan)
+    for i, a in enumerate(entries):
+        for j, b in enumerate(entries):
+            if a.site == b.site and a.site in fit.estimate.covariance and fit.trusted:
+                matrix[i, j] = float(fit.estimate.covariance[a.site][a.position, b.position])
+    return pd.DataFrame(matrix, index=labels, columns=labels)
+
+
+def _standard_error(fit: Fit, entry: declared.Coefficient) -> float:
+    covariance = fit.estimate.covariance.get(entry.site)
+    if covariance is None or not fit.trusted:
+        return float("nan")
+    variance = float(covariance[entry.position, entry.position])
+    return variance**0.5 if variance >= 0 else float("nan")
+
+
+def covariances(fit: Fit) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """SDs (q,) and correlations (q, q) of each effect's terms: at the point, or averaged over draws."""
+    if fit.estimate.kind != "draws":
+        return {name: split_covariance(declared.term_covariance(site)) for name, site in fit.record.latents.items()}
+    records = list(fit.records(min(fit.n_draws, COVARIANCE_DRAWS)))
+    averaged = {}
+    for name in fit.record.latents:
+        parts = [split_covariance(declared.term_covariance(record.latents[name])) for record in records]
+        averaged[name] = (np.mean([sd for sd, _ in parts], axis=0), np.mean([corr for _, corr in parts], axis=0))
+    return averaged
+
+
+def split_covariance(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """SDs and correlations of a covariance matrix; correlations with a term of SD zero are NaN."""
+    sd = np.sqrt(covariance.diagonal())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        corr = covariance / np.outer(sd, sd)
+    corr[np.outer(sd, sd) == 0] = np.nan
+    np.fill_diagonal(corr, 1.0)
+    return sd, corr
+
+
+def variance_components(fit: Fit) -> pd.DataFrame:
+    """Variance and SD of every random term, then of the residual."""
+    known, rows = fit.covariances(), []
+    for group, effects in declared.groups(fit.record).items():
+        sds = np.concatenate([known[site.name][0] for site in effects])
+        rows += [(group, term, sd) for term, sd in zip(declared.term_labels(effects), sds, strict=True)]
+    for site in fit.record.data.values():
+        sd = declared.residual_sd(fit.record, site)
+        if sd is not None:
+            rows.append(("Residual", "" if len(fit.record.data) == 1 else site.name, sd))
+    sd = np.array([row[2] for row in rows], dtype=float)
+    columns = {"group": [r[0] for r in rows], "name": [r[1] for r in rows], "variance": sd**2, "sd": sd}
+    return pd.DataFrame(columns)
+
+
+def correlations(fit: Fit, group: str) -> pd.DataFrame:
+    """Correlations of the terms of one grouping factor; terms of different effects are independent."""
+    effects = declared.effects_of(fit.record, group)
+    known, labels = fit.covariances(), declared.term_labels(effects)
+    matrix, start = np.zeros((len(labels), len(labels))), 0
+    for site in effects:
+        corr = known[site.name][1]
+        stop = start + len(corr)
+        matrix[start:stop, start:stop] = corr
+        start = stop
+    return pd.DataFrame(matrix, index=labels, columns=labels)
+
+
+def random_effects(fit: Fit, group: str, what: str) -> pd.DataFrame:
+    """Conditional modes (``"mode"``) or SDs (``"sd"``) of one grouping factor, levels x terms."""
+    if what not in ("mode", "sd"):
+        raise ConfigError(f"random_effects({group!r}, {what!r}): choose 'mode' or 'sd'.")
+    effects = declared.effects_of(fit.record, group)
+    source = fit.estimate.latents if what == "mode" else fit.estimate.latent_sd
+    labels, parts, start = declared.term_labels(effects), [], 0
+    for site in effects:
+        stop = start + len(site.role.terms)
+        shape = (len(site.role.levels), stop - start)
+        value = source.get(site.name)
+        hidden = value is None or (what == "sd" and not fit.trusted)
+        array = np.full(shape, np.nan) if hidden else value.detach().numpy().reshape(shape)
+        index = pd.Index(site.role.levels, name=group, tupleize_cols=False)
+        parts.append(pd.DataFrame(array, index=index, columns=labels[start:stop], dtype=float))
+        start = stop
+    first = parts[0].index
+    return pd.concat([part.reindex(first) if not part.index.equals(first) else part for part in parts], axis=1)
