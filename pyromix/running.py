@@ -15,6 +15,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
+from torch.distributions import biject_to, constraints
 
 from pyromix.errors import DataError
 from pyromix.sites import Data, Function, Hyper, Latent, annotation
@@ -53,9 +54,9 @@ class Record:
 class _Recorder(Messenger):
     """Put given values at latent sites, refuse to draw data, and record every site."""
 
-    def __init__(self, values: Mapping[str, torch.Tensor], default: str) -> None:
+    def __init__(self, values: Mapping[str, torch.Tensor], default: str, hypers: str) -> None:
         super().__init__()
-        self.values, self.default, self.record = values, default, Record()
+        self.values, self.default, self.hypers, self.record = values, default, hypers, Record()
 
     def _pyro_sample(self, msg: Any) -> None:
         role = annotation(msg)
@@ -73,6 +74,8 @@ class _Recorder(Messenger):
             msg["value"] = self.values[msg["name"]]
         elif isinstance(role, Latent) and self.default == "zero":
             msg["value"] = msg["fn"].mean
+        elif isinstance(role, Hyper) and self.hypers == "moderate":
+            msg["value"] = _moderate(msg["fn"], role.support)
         else:
             return  # drawn from its prior
         msg["done"] = True
@@ -95,6 +98,12 @@ class _Recorder(Messenger):
             self.record.plain[name] = site
 
 
+def _moderate(prior: Any, support: constraints.Constraint) -> torch.Tensor:
+    transform = biject_to(constraints.positive if support is constraints.nonnegative else support)
+    shape = transform.inverse_shape(prior.batch_shape + prior.event_shape)
+    return transform(torch.rand(shape, dtype=torch.float64) * 2 - 1)
+
+
 @contextmanager
 def isolated() -> Iterator[None]:
     """Hold the lock, an empty parameter store and unvalidated distributions; restore them afterwards."""
@@ -107,6 +116,7 @@ def run(
     args: tuple[Any, ...],
     values: Mapping[str, torch.Tensor] | None = None,
     latents: str = "zero",
+    hypers: str = "prior",
     seed: int | None = None,
 ) -> Record:
     """Run ``program(*args)`` with the given site values and record its sites.
@@ -114,16 +124,19 @@ def run(
     Parameters
     ----------
     values
-        Value by site name; gradients flow through them. Hyper-parameters left out are drawn from their priors.
+        Value by site name; gradients flow through them.
     latents
         What a random-effect site left out of `values` holds: ``"zero"``, or ``"prior"`` for a draw.
+    hypers
+        What a hyper-parameter left out holds: a draw from its ``"prior"``, or a ``"moderate"`` random value, of unit
+        size on the unconstrained scale (a draw from a vague prior overflows most programs).
     seed
         Seed of those draws; the global random state is restored afterwards either way.
     """
     with isolated(), torch.random.fork_rng(devices=[], enabled=True):
         if seed is not None:
             torch.manual_seed(seed)
-        recorder = _Recorder(values or {}, latents)
+        recorder = _Recorder(values or {}, latents, hypers)
         with recorder:
             program(*args)
     if not recorder.record.data:

@@ -8,8 +8,9 @@ together. The term with the most effects is block diagonal and is eliminated fir
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -93,6 +94,19 @@ class Layout:
         self.pairs = [_pair(self.terms, *slots[a], *slots[b], shortcut) for a, b in pairs]
         self._plan_border()
 
+    def redesigned(self, designs: Sequence[Sequence[np.ndarray | None]]) -> Layout:
+        """The same level pattern with other designs: one array per slot of each term."""
+        new = copy.copy(self)
+        swap: dict[int, Slot] = {}
+        terms = []
+        for term, columns in zip(self.terms, designs, strict=True):
+            slots = tuple(Slot(slot.index, design) for slot, design in zip(term.slots, columns, strict=True))
+            swap.update({id(old): slot for old, slot in zip(term.slots, slots, strict=True)})
+            terms.append(Term(term.levels, term.q, slots))
+        new.terms = tuple(terms)
+        new.pairs = [replace(pair, slot_j=swap[id(pair.slot_j)], slot_k=swap[id(pair.slot_k)]) for pair in self.pairs]
+        return new
+
     # -- cross products ----------------------------------------------------------------------------------------------
     def gram(self, weight: np.ndarray | None) -> Arrays:
         """Pair blocks of ``Z^T W Z``: weight (n,), ``None`` for ones -> one array (pairs, q_j, q_k) per pair."""
@@ -111,6 +125,17 @@ class Layout:
                         values = columns[:, m] if z is None else columns[:, m] * z
                         total[:, a, m] += np.bincount(slot.index, values, term.levels)
             out.append(total[..., 0] if rows.ndim == 1 else total)
+        return out
+
+    def multiply(self, gram: Arrays, effects: Arrays) -> Arrays:
+        """``Z^T W Z u`` from pair blocks: arrays (levels, q, m) per term -> the same shapes."""
+        out = [np.zeros_like(u) for u in effects]
+        for pair, block in zip(self.pairs, gram, strict=True):
+            if pair.same:
+                out[pair.j] += block @ effects[pair.j]
+                continue
+            _scatter(out[pair.j], pair.level_j, block @ effects[pair.k][pair.level_k])
+            _scatter(out[pair.k], pair.level_k, block.swapaxes(1, 2) @ effects[pair.j][pair.level_j])
         return out
 
     def apply(self, effects: Arrays) -> np.ndarray:
@@ -190,6 +215,14 @@ def _pair_gram(terms: Sequence[Term], pair: Pair, weight: np.ndarray | None) -> 
             if pair.same:
                 out[:, b, a] = out[:, a, b]
     return out
+
+
+def _scatter(out: np.ndarray, index: np.ndarray, values: np.ndarray) -> None:
+    """``out[index] += values`` with repeated indices."""
+    flat = values.reshape(len(values), -1)
+    total = out.reshape(len(out), -1)
+    for column in range(flat.shape[1]):
+        total[:, column] += np.bincount(index, flat[:, column], len(out))
 
 
 def _product(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray | None:

@@ -15,7 +15,7 @@ import torch
 class AbstractOperator(ABC):
     """Zero-mean Gaussian covariance of an array of shape (levels, terms).
 
-    Must define: `shape`, `factor`, `solve_factor`, `logdet_factor`. May override: `block`, `dense`.
+    Must define: `shape`, `factor`, `solve_factor`, `logdet_factor`. May override: `dtype`, `block`, `dense`.
     """
 
     @property
@@ -36,6 +36,11 @@ class AbstractOperator(ABC):
         """``log |det Lambda|``, a scalar; -inf where Lambda is singular."""
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of every result; that of the hyper-parameters."""
+        return self.logdet_factor().dtype
+
+    @property
     def block(self) -> torch.Tensor | None:
         """Lower-triangular (terms, terms) factor if levels are independent and alike, else ``None``."""
         return None
@@ -43,16 +48,23 @@ class AbstractOperator(ABC):
     def dense(self) -> torch.Tensor:
         """The covariance matrix of ``u.reshape(-1)``, (levels * terms, levels * terms)."""
         levels, terms = self.shape
-        eye = torch.eye(levels * terms, dtype=self.logdet_factor().dtype).reshape(-1, levels, terms)
+        eye = torch.eye(levels * terms, dtype=self.dtype).reshape(-1, levels, terms)
         root = self.factor(eye).reshape(levels * terms, -1).T
         return root @ root.T
 
     def log_prob(self, u: torch.Tensor) -> torch.Tensor:
-        """Log density of u (*batch, levels, terms) -> (*batch,)."""
+        r"""Log density of u (*batch, levels, terms) -> (*batch,).
+
+        .. math:: -\tfrac12\|\Lambda^{-1}u\|^2 - \log|\det\Lambda| - \tfrac12 d\log 2\pi
+
+        A singular covariance has no density; it is taken as -inf, so a sampler refuses the point and never sees NaN.
+        """
         b = self.solve_factor(u)
+        logdet = self.logdet_factor()
         levels, terms = self.shape
         constant = 0.5 * levels * terms * math.log(2 * math.pi)
-        return -0.5 * (b * b).sum((-2, -1)) - self.logdet_factor() - constant
+        value = -0.5 * (b * b).sum((-2, -1)) - logdet - constant
+        return torch.where(logdet == -math.inf, -math.inf, value)
 
 
 class BlockOperator(AbstractOperator):
@@ -61,7 +73,7 @@ class BlockOperator(AbstractOperator):
     Parameters
     ----------
     scale_tril
-        ``L``, lower-triangular (q, q): the covariance of one level's effects is ``L L^T``.
+        ``L``, lower-triangular (*batch, q, q): the covariance of one level's effects is ``L L^T``.
     levels
         Number of levels.
     """
@@ -69,6 +81,10 @@ class BlockOperator(AbstractOperator):
     def __init__(self, scale_tril: torch.Tensor, levels: int) -> None:
         self._tril = scale_tril
         self._levels = levels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._tril.dtype
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pyromix.linalg import cholesky as small
-from pyromix.linalg.block import CHUNK, Arrays, Factor
+from pyromix.linalg.block import CHUNK, Arrays, Factor, Pair
 from pyromix.linalg.sparse import DenseComplement
 
 
@@ -68,6 +68,58 @@ def pair_blocks(factor: Factor) -> Arrays:
             rows, cols = np.broadcast_to(rows, shape).ravel(), np.broadcast_to(cols, shape).ravel()
             out.append(factor.rest.inverse_at(rows, cols).reshape(shape))
     return out
+
+
+def pair_traces(factor: Factor, gram: Arrays, inverse: Arrays | None = None) -> Arrays:
+    """Half the gradient of ``log|A|`` in every L: ``sum M L A^-1`` over pairs of levels, (q, q) per term.
+
+    Parameters
+    ----------
+    gram
+        The pair blocks M that the factor was made of.
+    inverse
+        `pair_blocks` of the factor, if already at hand.
+    """
+    layout = factor.layout
+    out = [np.zeros((term.q, term.q)) for term in layout.terms]
+    blocks = pair_blocks(factor) if inverse is None else inverse
+    for pair, m, p in zip(layout.pairs, gram, blocks, strict=True):
+        if pair.same:
+            out[pair.j] += _trace(m @ factor.tril[pair.j], p)
+        else:
+            out[pair.k] += _trace(m.swapaxes(1, 2) @ factor.tril[pair.j], p)
+            out[pair.j] += _trace(m @ factor.tril[pair.k], p.swapaxes(1, 2))
+    return out
+
+
+def _trace(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    if left.shape[1:] == (1, 1):
+        return np.array([[left[:, 0, 0] @ right[:, 0, 0]]])
+    return np.einsum("pab,pbc->ac", left, right)
+
+
+def leverage(factor: Factor, inverse: Arrays | None = None) -> np.ndarray:
+    """``diag(Z Lambda A^-1 Lambda^T Z^T)``, (n,): the conditional variance of every row's random part."""
+    layout = factor.layout
+    blocks = pair_blocks(factor) if inverse is None else inverse
+    total: np.ndarray | float = 0.0
+    for pair, p in zip(layout.pairs, blocks, strict=True):
+        spread = factor.tril[pair.j] @ p @ factor.tril[pair.k].T
+        part = _rows(pair, spread)
+        total = total + (part if pair.same else 2 * part)
+    return np.asarray(total)
+
+
+def _rows(pair: Pair, blocks: np.ndarray) -> np.ndarray:
+    """``z_j^T block z_k`` for every row."""
+    total: np.ndarray | float = 0.0
+    for a in range(blocks.shape[1]):
+        for b in range(blocks.shape[2]):
+            part = blocks[:, a, b][pair.rows]
+            for column in (pair.slot_j.column(a), pair.slot_k.column(b)):
+                part = part if column is None else part * column
+            total = total + part
+    return np.asarray(total)
 
 
 # -- the lead term's rows of the inverse: A^-1_1r = -T S^-1 with T = R^-T V --------------------------------------------

@@ -1,0 +1,74 @@
+"""Damped Newton ascent for concave-looking functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pyromix.errors import NumericalError
+
+DECREMENT = 1e-17  # of g^T A^-1 g: the gap in value is half of it, the relative error of a gradient its square root
+FLOOR = 1e-9  # decrements below this are at the level of rounding when the value no longer improves
+MAX_STEPS = 100
+MAX_HALVINGS = 40
+
+
+class Point(Protocol):
+    """A position with its value and Newton direction; `factor` is made on demand."""
+
+    value: float
+
+    def direction(self) -> tuple[Any, float]:
+        """Newton direction and decrement ``g^T A^-1 g``."""
+
+    def moved(self, direction: Any, step: float) -> Point:
+        """The point a fraction of the direction away."""
+
+
+def ascend(start: Point, restart: Callable[[], Point] | None = None) -> Point:
+    """Climb to the mode.
+
+    A full step is taken while it raises the value; otherwise it is halved. A start that is not finite, or that gets
+    nowhere, is abandoned for ``restart()`` once.
+
+    Raises
+    ------
+    NumericalError
+        No mode was reached.
+    """
+    point, problem = _climb(start)
+    if point is None and restart is not None:
+        point, problem = _climb(restart())
+    if point is None:
+        raise NumericalError(f"the mode of the random effects was not found: {problem}.")
+    return point
+
+
+def _climb(point: Point) -> tuple[Point | None, str]:
+    if not _finite(point.value):
+        return None, f"the log density at the start is {point.value}"
+    for _ in range(MAX_STEPS):
+        direction, decrement = point.direction()
+        if not _finite(decrement):
+            return None, "a Newton direction is not finite"
+        if decrement <= DECREMENT * (1 + abs(point.value)) ** 0.5:
+            return point, ""
+        step, trial = 1.0, point.moved(direction, 1.0)
+        for _ in range(MAX_HALVINGS):
+            if _finite(trial.value) and trial.value >= point.value + 1e-4 * step * min(decrement, FLOOR * 1e-4):
+                break
+            step *= 0.5
+            trial = point.moved(direction, step)
+        else:
+            settled = decrement <= FLOOR * (1 + abs(point.value))
+            return (
+                (point, "")
+                if settled
+                else (None, f"no step along the Newton direction helps (decrement {decrement:.3g})")
+            )
+        point = trial
+    return None, f"{MAX_STEPS} Newton steps were not enough"
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0

@@ -1,0 +1,154 @@
+"""Marginalisers: programs without their random effects."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+
+from pyromix.errors import UnsupportedError
+from pyromix.marginal.plan import Plan, make_plan
+from pyromix.running import Program, Record, Site
+from pyromix.sites import Data, Latent, annotation
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """The random effects given data and hyper-parameters, in the marginaliser's (Gaussian) approximation.
+
+    Attributes
+    ----------
+    mode, sd
+        Site -> conditional mode and SD, (levels, terms).
+    draw
+        ``draw(n, generator, shifts)`` -> site -> (n, levels, terms). `shifts` (coefficient site -> (n, p)) moves the
+        coefficients away from the values used here, and the effects with them, to first order.
+    """
+
+    mode: dict[str, torch.Tensor]
+    sd: dict[str, torch.Tensor]
+    draw: Callable[[int, torch.Generator, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+class AbstractMarginal(ABC):
+    r"""Integrates the random effects out of a program: :math:`\log \int p(y \mid u, \theta)\, p(u \mid \theta)\, du`.
+
+    A marginaliser is `bind`: given the plan of a program on its data it returns a `BoundMarginal`. Calling it on a program gives a
+    program without the random effects, whose density every Pyro algorithm can use.
+    """
+
+    @abstractmethod
+    def bind(self, program: Program, args: tuple[Any, ...], plan: Plan) -> BoundMarginal:
+        """Prepare for one program on one data set; `UnsupportedError` if this marginaliser cannot take it."""
+
+    def prepare(self, program: Program, args: tuple[Any, ...], seed: int = 0) -> BoundMarginal:
+        """Analyse the program and `bind` to it."""
+        return self.bind(program, args, make_plan(program, args, seed))
+
+    def __call__(self, program: Program) -> MarginalProgram:
+        """The program with its random effects integrated out."""
+        return MarginalProgram(program, self)
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{k}={v!r}" for k, v in sorted(vars(self).items()))
+        return f"{type(self).__name__}({given})"
+
+
+class BoundMarginal(ABC):
+    """A marginaliser prepared for one program on one data set."""
+
+    plan: Plan
+
+    @abstractmethod
+    def log_marginal(self, record: Record) -> torch.Tensor:
+        """Log marginal likelihood at a run of the program with the random effects at zero; differentiable."""
+
+    @abstractmethod
+    def conditional(self, record: Record) -> Conditional:
+        """The random effects given the data, at the same kind of run."""
+
+
+class MarginalProgram:
+    """A program whose random effects are integrated out.
+
+    Its sites are those of the program less the random effects and the response, plus the factor
+    ``<response>.marginal``, the log marginal likelihood.
+    """
+
+    def __init__(self, program: Program, marginal: AbstractMarginal) -> None:
+        self.program, self.marginal = program, marginal
+        self._bound: tuple[tuple[Any, ...], BoundMarginal] | None = None
+
+    def bound(self, args: tuple[Any, ...]) -> BoundMarginal:
+        """The marginaliser prepared for these arguments; analysed once per set of argument objects."""
+        if self._bound is None or not _same(self._bound[0], args):
+            with poutine.block():
+                self._bound = (args, self.marginal.prepare(self.program, args))
+        return self._bound[1]
+
+    def __call__(self, *args: Any) -> None:
+        bound = self.bound(args)
+        with _Hide() as hidden:
+            self.program(*args)
+        record = Record(latents=hidden.latents, data=hidden.data)
+        pyro.factor(f"{bound.plan.response}.marginal", bound.log_marginal(record))
+
+    def reinstate(
+        self, args: tuple[Any, ...], values: Mapping[str, torch.Tensor], seed: int
+    ) -> dict[str, torch.Tensor]:
+        """One draw of every random effect given hyper-parameter values, from its conditional distribution."""
+        from pyromix.running import run
+
+        record = run(self.program, args, values)
+        drawn = self.bound(args).conditional(record).draw(1, torch.Generator().manual_seed(seed), {})
+        return {name: value[0] for name, value in drawn.items()}
+
+
+class _Hide(Messenger):
+    """Take the random effects (at zero) and the response out of the message stream, and record them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents: dict[str, Site] = {}
+        self.data: dict[str, Site] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        role = annotation(msg)
+        if isinstance(role, Latent):
+            msg["value"] = msg["fn"].mean
+            self.latents[msg["name"]] = Site(msg["name"], role, msg["fn"], msg["value"])
+        elif isinstance(role, Data):
+            self.data[msg["name"]] = Site(msg["name"], role, msg["fn"], msg["value"])
+        else:
+            return
+        msg["done"] = msg["stop"] = True
+
+
+def _same(old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
+    return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
+
+
+def blocks_of(record: Record, plan: Plan, who: str) -> list[torch.Tensor]:
+    """The lower-triangular factor L of every random effect; `UnsupportedError` for one with dependent levels."""
+    out = []
+    for name in plan.latents:
+        block = record.latents[name].fn.operator.block
+        if block is None:
+            raise UnsupportedError(
+                f"{who} takes effects whose levels are independent and alike; {name!r} has a "
+                f"{type(record.latents[name].fn.operator).__name__}. Sample it with NUTS."
+            )
+        out.append(block)
+    return out
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A float64 NumPy view without its graph."""
+    return tensor.detach().to(torch.float64).numpy()

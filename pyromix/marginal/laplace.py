@@ -1,0 +1,251 @@
+r"""Laplace's approximation of the marginal likelihood.
+
+With spherical effects :math:`u = \Lambda b` and :math:`F(b) = \ell(\eta_0 + Z\Lambda b) - \tfrac12 b^T b`,
+
+.. math:: \log p(y) \approx F(\hat b) - \tfrac12 \log|A|, \quad A = \Lambda^T Z^T W Z \Lambda + I,
+
+at the mode :math:`\hat b`, with the *observed* weights :math:`W = -\ell''` (as TMB and glmmTMB; lme4 takes expected ones
+for links that are not canonical). The gradient is exact: with :math:`s = \ell'`, :math:`h = diag(Z\Lambda A^{-1}\Lambda^T Z^T)`,
+:math:`c = -\tfrac12 h W'` and :math:`v = A^{-1}\Lambda^T Z^T c`, it is :math:`s + c - W Z\Lambda v` in the predictor, and the other
+parts follow from the same three vectors (Skaug and Fournier, 2006, in closed form for this class).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyromix.errors import NumericalError
+from pyromix.families.base import AbstractFamily
+from pyromix.linalg import selected
+from pyromix.linalg.block import Arrays, Factor, Layout
+from pyromix.linalg.newton import ascend
+from pyromix.marginal.base import AbstractMarginal, BoundMarginal, Conditional, as_numpy, blocks_of
+from pyromix.marginal.conditional import gaussian_conditional, shift_map
+from pyromix.marginal.generic import BoundGeneric
+from pyromix.marginal.plan import Plan, data_of, slot_designs
+from pyromix.running import Program, Record
+
+
+class Laplace(AbstractMarginal):
+    """Laplace's approximation, for any family.
+
+    Where the predictor is affine in the random effects (the usual case): any number of nested or crossed effects. Else
+    (an effect inside a network): one grouping factor. Exact for Gaussian responses with identity link.
+    """
+
+    def bind(self, program: Program, args: tuple[Any, ...], plan: Plan) -> BoundMarginal:
+        return BoundLaplace(plan) if plan.affine else BoundGeneric(program, args, plan)
+
+
+@dataclass
+class Problem:
+    """One mode search: predictor without effects, design and factors of the effects, family and response."""
+
+    layout: Layout
+    eta: np.ndarray
+    tril: Arrays
+    family: AbstractFamily
+    obs: torch.Tensor
+    trials: torch.Tensor | None
+    row_weight: torch.Tensor | None
+    dispersion: Mapping[str, torch.Tensor]
+
+    def at(self, b: Arrays) -> ModePoint:
+        """The log joint density and its row derivatives at spherical effects b."""
+        effects = [x @ block.T for x, block in zip(b, self.tril, strict=True)]
+        eta = torch.from_numpy(self.eta + self.layout.apply(effects))
+        with torch.no_grad():
+            derivatives = self.family.derivatives(eta, self.obs, self.trials, **self.dispersion)
+            if self.row_weight is not None:
+                derivatives = type(derivatives)(*(self.row_weight * part for part in derivatives))
+        return ModePoint(self, b, eta, derivatives)
+
+    def origin(self) -> ModePoint:
+        """The point with every effect at zero."""
+        return self.at([np.zeros((term.levels, term.q)) for term in self.layout.terms])
+
+
+class ModePoint:
+    """A point of the mode search."""
+
+    def __init__(self, problem: Problem, b: Arrays, eta: torch.Tensor, derivatives: Any) -> None:
+        self.problem, self.b, self.eta = problem, b, eta
+        self.log_prob, self.score, self.weight, self.slope = (part.numpy() for part in derivatives)
+        self.value = float(self.log_prob.sum()) - 0.5 * sum(float((x * x).sum()) for x in b)
+        self.gram: Arrays | None = None
+        self.factor: Factor | None = None
+
+    def factorise(self) -> Factor:
+        """Factor A here; `NumericalError` if the curvature is not that of a maximum."""
+        if self.factor is None:
+            self.gram = self.problem.layout.gram(self.weight)
+            self.factor = Factor(self.problem.layout, self.gram, self.problem.tril)
+        return self.factor
+
+    def gradient(self) -> Arrays:
+        """Gradient of the log joint density in b."""
+        scores = self.problem.layout.transpose(self.score)
+        return [s @ block - x for s, block, x in zip(scores, self.problem.tril, self.b, strict=True)]
+
+    def direction(self) -> tuple[Arrays, float]:
+        gradient = self.gradient()
+        try:
+            factor = self.factorise()
+        except NumericalError:  # not log-concave here: climb on the curvature's positive part
+            gram = self.problem.layout.gram(np.maximum(self.weight, 0.0))
+            factor = Factor(self.problem.layout, gram, self.problem.tril)
+        step = factor.solve(gradient)
+        return step, sum(float((g * d).sum()) for g, d in zip(gradient, step, strict=True))
+
+    def moved(self, direction: Arrays, step: float) -> ModePoint:
+        return self.problem.at([x + step * d for x, d in zip(self.b, direction, strict=True)])
+
+
+class BoundLaplace(BoundMarginal):
+    """`Laplace` on one program and data set, affine case."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.warm: Arrays | None = None
+
+    def problem(self, record: Record, layout: Layout | None = None) -> tuple[Problem, list[torch.Tensor], list[Any]]:
+        """The mode search at a run of the program, its factors, and the row designs that carry gradients."""
+        role = data_of(record)
+        tril = blocks_of(record, self.plan, "Laplace()")
+        moving = [record.latents[name].role.rows.design for name in self.plan.latents]
+        moving = [design if design is not None and design.requires_grad else None for design in moving]
+        if layout is None:
+            layout = self.plan.layout
+            if any(design is not None for design in moving):
+                layout = layout.redesigned([slot_designs(record.latents[name].role) for name in self.plan.latents])
+        arrays = [as_numpy(block) for block in tril]
+        fixed = {name: value.detach() for name, value in role.dispersion.items()}
+        eta = as_numpy(role.eta)
+        weights = self.plan.row_weight
+        return (
+            Problem(layout, eta, arrays, role.family, self.plan.obs, self.plan.trials, weights, fixed),
+            tril,
+            moving,
+        )
+
+    def mode(self, problem: Problem) -> ModePoint:
+        """Climb from the last mode, or from zero where that fails."""
+        start = problem.origin() if self.warm is None else problem.at(self.warm)
+        point = ascend(start, problem.origin)
+        point.factorise()
+        self.warm = point.b
+        return point
+
+    def log_marginal(self, record: Record) -> torch.Tensor:
+        problem, tril, moving = self.problem(record)
+        role = data_of(record)
+        names = tuple(role.dispersion)
+        dispersion = [role.dispersion[name] for name in names]
+        return _LaplaceFunction.apply(self, problem, names, role.eta, *tril, *moving, *dispersion)  # type: ignore
+
+    def conditional(self, record: Record) -> Conditional:
+        with torch.no_grad():
+            problem, _, _ = self.problem(record)
+            point = self.mode(problem)
+        shift = shift_map(self.plan, point.factor, problem.tril, point.weight)
+        return gaussian_conditional(self.plan, point.factor, problem.tril, point.b, shift)
+
+
+class _LaplaceFunction(torch.autograd.Function):
+    """Laplace's log marginal with its analytic gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, bound: BoundLaplace, problem: Problem, names: tuple[str, ...], eta: torch.Tensor, *rest: Any
+    ) -> torch.Tensor:
+        point = bound.mode(problem)
+        terms = len(problem.layout.terms)
+        ctx.point, ctx.names, ctx.dispersion = point, names, rest[2 * terms :]
+        return torch.tensor(point.value - 0.5 * point.factor.logdet, dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        need = ctx.needs_input_grad
+        point, layout = ctx.point, ctx.point.problem.layout
+        terms = len(layout.terms)
+        parts = _Gradient(point)
+        d_tril = [torch.from_numpy(np.tril(g)) for g in parts.factors()]
+        d_design = [torch.from_numpy(parts.design(k)) if need[4 + terms + k] else None for k in range(terms)]
+        d_dispersion = parts.dispersion(ctx.names, ctx.dispersion, need[4 + 2 * terms :])
+        out = [torch.from_numpy(parts.predictor), *d_tril, *d_design, *d_dispersion]
+        return None, None, None, *(None if g is None else grad * g for g in out)
+
+
+class _Gradient:
+    """Gradient of the Laplace approximation at a mode; see the module's docstring for the symbols."""
+
+    def __init__(self, point: ModePoint) -> None:
+        self.point, self.problem, self.layout = point, point.problem, point.problem.layout
+        self.inverse = selected.pair_blocks(point.factor)
+        self.leverage = selected.leverage(point.factor, self.inverse)
+        tilt = -0.5 * self.leverage * point.slope
+        z_c = self.layout.transpose(tilt)
+        self.v = point.factor.solve([c @ block for c, block in zip(z_c, self.problem.tril, strict=True)])
+        self.z_v = self.layout.apply([v @ block.T for v, block in zip(self.v, self.problem.tril, strict=True)])
+        self.predictor = point.score + tilt - point.weight * self.z_v
+
+    def factors(self) -> Arrays:
+        """In every L, (q, q) per term."""
+        z_r, z_s = self.layout.transpose(self.predictor), self.layout.transpose(self.point.score)
+        traces = selected.pair_traces(self.point.factor, self.point.gram, self.inverse)
+        return [
+            r.T @ b + s.T @ v - trace for r, s, b, v, trace in zip(z_r, z_s, self.point.b, self.v, traces, strict=True)
+        ]
+
+    def design(self, k: int) -> np.ndarray:
+        """In the row design of one single-membership term, (n, q)."""
+        (slot,) = self.layout.terms[k].slots
+        inner = (
+            self.predictor[:, None] * self.point.b[k][slot.index] + self.point.score[:, None] * self.v[k][slot.index]
+        )
+        inner = inner - self.point.weight[:, None] * self._cross(k)
+        return inner @ self.problem.tril[k].T
+
+    def _cross(self, k: int) -> np.ndarray:
+        """Term k's part of ``A^-1 Lambda^T z_n`` for every row, (n, q)."""
+        out = np.zeros((len(self.predictor), self.layout.terms[k].q))
+        for pair, block in zip(self.layout.pairs, self.inverse, strict=True):
+            if pair.k == k:
+                out += _spread_rows(block.swapaxes(1, 2), pair.rows, pair.slot_j, self.problem.tril[pair.j])
+            if pair.j == k and not pair.same:
+                out += _spread_rows(block, pair.rows, pair.slot_k, self.problem.tril[pair.k])
+        return out
+
+    def dispersion(
+        self, names: tuple[str, ...], values: tuple[torch.Tensor, ...], need: tuple[bool, ...]
+    ) -> list[torch.Tensor | None]:
+        """In the family's dispersion: differentiate ``l - h W / 2 + (Z Lambda v) s`` with h and v held."""
+        wanted = [k for k, needed in enumerate(need) if needed]
+        out: list[torch.Tensor | None] = [None] * len(values)
+        if not wanted:
+            return out
+        problem = self.problem
+        with torch.enable_grad():
+            free = [value.detach().requires_grad_(k in wanted) for k, value in enumerate(values)]
+            eta = self.point.eta.detach().requires_grad_(True)
+            log_prob = problem.family.log_prob(eta, problem.obs, problem.trials, **dict(zip(names, free, strict=True)))
+            if problem.row_weight is not None:
+                log_prob = problem.row_weight * log_prob
+            (score,) = torch.autograd.grad(log_prob.sum(), eta, create_graph=True)
+            (curvature,) = torch.autograd.grad(score.sum(), eta, create_graph=True)
+            h, z_v = torch.from_numpy(self.leverage), torch.from_numpy(self.z_v)
+            surrogate = (log_prob + 0.5 * h * curvature + z_v * score).sum()
+            grads = torch.autograd.grad(surrogate, [free[k] for k in wanted])
+        for k, gradient in zip(wanted, grads, strict=True):
+            out[k] = gradient
+        return out
+
+
+def _spread_rows(blocks: np.ndarray, rows: np.ndarray, slot: Any, tril: np.ndarray) -> np.ndarray:
+    design = np.ones((len(rows), 1)) if slot.design is None else slot.design
+    return np.einsum("nab,nb->na", blocks[rows], design @ tril)

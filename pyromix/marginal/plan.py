@@ -1,0 +1,166 @@
+"""What a marginaliser has to know of a program, read from runs of it: which rows, which levels, what is affine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyromix.errors import DataError, UnsupportedError
+from pyromix.linalg.block import Layout, Slot, Term
+from pyromix.running import Program, Record, run
+from pyromix.sites import Data, Latent
+
+AFFINE_TOLERANCE = 1e-8  # of the size of the random effects' contribution; rounding is some 1e-13
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A program's structure on given data.
+
+    Attributes
+    ----------
+    latents
+        Names of the random-effect sites, in program order.
+    layout
+        Their level pattern.
+    affine
+        Whether the predictor is affine in them through the row maps they declare.
+    linear
+        Coefficient sites through which the predictor is affine (design times value) -> design (n, p).
+    obs, trials
+        The response, and the trials if any.
+    row_weight
+        Frequency weight times mask, (n,); ``None`` for ones.
+    """
+
+    response: str
+    latents: tuple[str, ...]
+    layout: Layout
+    affine: bool
+    linear: dict[str, torch.Tensor]
+    obs: torch.Tensor
+    trials: torch.Tensor | None
+    row_weight: torch.Tensor | None
+
+    @property
+    def n_obs(self) -> float:
+        """Number of observations: the sum of the frequency weights."""
+        return float(len(self.obs) if self.row_weight is None else self.row_weight.sum())
+
+
+def make_plan(program: Program, args: tuple[Any, ...], seed: int = 0) -> Plan:
+    """Run the program a few times at random values and read its structure."""
+    base = run(program, args, hypers="moderate", seed=seed)
+    data = data_of(base)
+    if data.obs is None:
+        raise DataError(f"observe({_response(base)!r}): obs is None; there is nothing to fit.")
+    if base.plain:
+        names = ", ".join(sorted(base.plain))
+        raise UnsupportedError(
+            f"sites without a pyromix role ({names}) cannot be maximised or integrated out; write them as RandomEffect, "
+            "LinearEffect or hyper-parameters, or sample them with NUTS."
+        )
+    values = {name: site.value for name, site in base.hypers.items()}
+    weight = data.weights
+    if data.mask is not None:
+        weight = data.mask.to(torch.float64) if weight is None else weight * data.mask
+    layout = Layout([_term(site.role, site.fn.event_shape) for site in base.latents.values()])
+    return Plan(
+        response=_response(base),
+        latents=tuple(base.latents),
+        layout=layout,
+        affine=_affine(program, args, base, values, seed),
+        linear=_linear(program, args, base, values, seed),
+        obs=data.obs.to(torch.float64),
+        trials=None if data.trials is None else data.trials.to(torch.float64),
+        row_weight=None if weight is None else weight.to(torch.float64),
+    )
+
+
+def data_of(record: Record) -> Data:
+    """The program's one observation."""
+    if len(record.data) > 1:
+        raise UnsupportedError(
+            f"the program observes {len(record.data)} responses ({', '.join(record.data)}); the marginalisers take one. "
+            "Sample it with NUTS, or fit the responses one by one."
+        )
+    (site,) = record.data.values()
+    if site.role.eta.dim() != 1:
+        raise UnsupportedError(
+            f"observe({site.name!r}): eta has shape {tuple(site.role.eta.shape)}; the marginalisers take one predictor a row."
+        )
+    return site.role
+
+
+def slot_designs(latent: Latent) -> list[np.ndarray | None]:
+    """Row designs of an effect, one per membership, with the membership weights in them."""
+    rows = latent.rows
+    design = None if rows.design is None else _numpy(rows.design)
+    if rows.index.dim() == 1:
+        weights = [None if rows.weight is None else _numpy(rows.weight.reshape(-1))]
+    else:
+        m = rows.index.shape[1]
+        weights = [None if rows.weight is None else _numpy(rows.weight[:, k]) for k in range(m)]
+    out: list[np.ndarray | None] = []
+    for weight in weights:
+        if weight is None:
+            out.append(design)
+        else:
+            out.append(weight[:, None] if design is None else design * weight[:, None])
+    return out
+
+
+def _term(latent: Latent, shape: torch.Size) -> Term:
+    index = latent.rows.index
+    columns = [index] if index.dim() == 1 else list(index.T)
+    slots = [
+        Slot(column.numpy().astype(np.int64, copy=False), design)
+        for column, design in zip(columns, slot_designs(latent), strict=True)
+    ]
+    return Term(shape[0], shape[1], tuple(slots))
+
+
+def _affine(program: Program, args: tuple[Any, ...], base: Record, values: dict[str, Any], seed: int) -> bool:
+    """Two random latents: the predictor must move by exactly what the row maps say."""
+    origin = data_of(base).eta
+    generator = torch.Generator().manual_seed(seed + 1)
+    for _ in range(2):
+        draws = {
+            name: torch.randn(site.fn.event_shape, generator=generator, dtype=torch.float64)
+            for name, site in base.latents.items()
+        }
+        moved = data_of(run(program, args, {**values, **draws})).eta - origin
+        declared = sum((base.latents[name].role.rows.apply(u) for name, u in draws.items()), torch.zeros_like(origin))
+        if not _close(moved, declared, origin):
+            return False
+    return True
+
+
+def _linear(
+    program: Program, args: tuple[Any, ...], base: Record, values: dict[str, Any], seed: int
+) -> dict[str, torch.Tensor]:
+    designs = {n: site.role.design for n, site in base.hypers.items() if site.role.design is not None}
+    if not designs:
+        return {}
+    generator = torch.Generator().manual_seed(seed + 2)
+    origin = data_of(base).eta
+    steps = {n: torch.randn(x.shape[1], generator=generator, dtype=torch.float64) for n, x in designs.items()}
+    moved = data_of(run(program, args, {**values, **{n: values[n] + step for n, step in steps.items()}})).eta - origin
+    declared = sum(designs[n] @ step for n, step in steps.items())
+    return designs if _close(moved, declared, origin) else {}
+
+
+def _close(moved: torch.Tensor, declared: torch.Tensor, origin: torch.Tensor) -> bool:
+    scale = declared.detach().abs().max() + 1e-3 * origin.detach().abs().max()
+    return bool(((moved - declared).detach().abs().max() <= AFFINE_TOLERANCE * scale + 1e-300).item())
+
+
+def _response(record: Record) -> str:
+    return next(iter(record.data))
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().to(torch.float64).numpy()
