@@ -29,7 +29,7 @@ class StructuredNormal(TorchDistribution):
         super().__init__(torch.Size(), torch.Size(operator.shape), validate_args=False)
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
-        noise = torch.randn(torch.Size(sample_shape) + self.event_shape, dtype=self.operator.logdet_factor().dtype)
+        noise = torch.randn(torch.Size(sample_shape) + self.event_shape, dtype=self.operator.dtype)
         return self.operator.factor(noise)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
@@ -45,4 +45,4 @@ class StructuredNormal(TorchDistribution):
 
     @property
     def mean(self) -> torch.Tensor:
-        return torch.zeros(self.event_shape, dtype=self.operator.logdet_factor().dtype)
+        return torch.zeros(self.event_shape, dtype=self.operator.dtype)

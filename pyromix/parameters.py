@@ -93,8 +93,10 @@ def parameter(
     """
     label = f"{where}({name}=...)" if where else name
     if argument is None or isinstance(argument, Distribution):
-        prior = double(default if argument is None else argument, label)
-        _check_reach(prior, support, label)
+        prior = default
+        if argument is not None:
+            prior = double(argument, label)
+            _check_reach(prior, support, label)
         return Parameter(name, support, prior=_expand(prior, shape, label))
     value = number(argument, label)
     if value.shape not in ((), shape):
@@ -129,27 +131,30 @@ def double(prior: Distribution, label: str, dtype: torch.dtype = torch.float64) 
         return double(prior.base_dist, label, dtype).expand(prior.batch_shape)
     if type(prior) is dist.TransformedDistribution:
         return dist.TransformedDistribution(double(prior.base_dist, label, dtype), prior.transforms)
-    names = _PRIORS.get(type(prior).__name__) or _constructor_arguments(type(prior))
-    values = {name: getattr(prior, name) for name in names or ()}
-    if not values or not all(isinstance(value, (torch.Tensor, int, float)) for value in values.values()):
+    known = type(prior).__name__ in _PRIORS
+    names = _PRIORS[type(prior).__name__] if known else _constructor_arguments(type(prior))
+    values = {name: getattr(prior, name) for name in names}
+    if not values:
         return _already(prior, label, dtype)
     values = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
     try:
         rebuilt = type(prior)(**values, validate_args=True)
-    except ValueError as error:
-        raise ConfigError(f"{label}: its prior {type(prior).__name__} has an invalid argument: {error}") from error
+    except (TypeError, ValueError) as error:
+        if known:
+            raise ConfigError(f"{label}: its prior {type(prior).__name__} has an invalid argument: {error}") from error
+        return _already(prior, label, dtype)
     if rebuilt.batch_shape != prior.batch_shape or rebuilt.event_shape != prior.event_shape:
         return _already(prior, label, dtype)
     return rebuilt
 
 
-def _constructor_arguments(cls: type) -> tuple[str, ...] | None:
-    """Names of the constrained arguments if they are all that the constructor takes, else ``None``."""
+def _constructor_arguments(cls: type) -> tuple[str, ...]:
+    """Names of the constrained arguments if they are all that the constructor takes, else none."""
     constrained = getattr(cls, "arg_constraints", None)
     if not isinstance(constrained, Mapping):
-        return None
-    taken = set(inspect.signature(cls.__init__).parameters) - {"self", "validate_args"}
-    return tuple(constrained) if taken == set(constrained) else None
+        return ()
+    taken = set(inspect.signature(cls).parameters) - {"validate_args"}
+    return tuple(constrained) if taken == set(constrained) else ()
 
 
 def _already(prior: Distribution, label: str, dtype: torch.dtype) -> Distribution:
@@ -170,7 +175,8 @@ def _check_reach(prior: Distribution, support: constraints.Constraint, label: st
     base = prior
     while isinstance(base, dist.Independent):
         base = base.base_dist
-    if any(bool(base.support.check(torch.tensor(x, dtype=torch.float64)).any()) for x in (-1e-6, -1e-3, -1.0, -1e3)):
+    probes = torch.tensor([-1e-6, -1e-3, -1.0, -1e3], dtype=torch.float64)
+    if bool(base.support.check(probes.reshape(4, *(1 for _ in base.batch_shape))).any()):
         raise ConfigError(
             f"{label}: its prior {type(base).__name__} reaches below zero, but it must be {_describe(support)}; "
             "use HalfNormal, HalfCauchy, Exponential, Gamma or LogNormal."

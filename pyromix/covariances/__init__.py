@@ -1,8 +1,26 @@
 """Covariance structures of random effects: one a file."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.diagonal import Diagonal
 from pyromix.covariances.iid import IID
 from pyromix.covariances.unstructured import Unstructured
+from pyromix.parameters import build, class_named
 
-__all__ = ["IID", "Coords", "Covariance", "Diagonal", "Unstructured"]
+__all__ = ["IID", "Coords", "Covariance", "Diagonal", "Unstructured", "from_config", "named"]
+
+_CLASSES: dict[str, type[Covariance]] = {cls.__name__: cls for cls in (IID, Diagonal, Unstructured)}
+
+
+def named(name: str) -> type[Covariance]:
+    """The structure called ``name``; `ConfigError` listing the known ones otherwise."""
+    return class_named(name, _CLASSES, "covariance")
+
+
+def from_config(config: Mapping[str, Any]) -> Covariance:
+    """The structure whose ``config()`` is given; nothing in it is executed."""
+    return build(config, _CLASSES, "covariance")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import Distribution
 
 from pyromix.linalg.operators import AbstractOperator
-from pyromix.parameters import Parameter
+from pyromix.parameters import Argument, Parameter, encode, number
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,28 @@ class Covariance(ABC):
         """Derived quantities worth recording beside the parameters, by name; none by default."""
         return {}
 
+    def config(self) -> dict[str, Any]:
+        """Class and constructor arguments as plain JSON values; `pyromix.covariances.from_config` reads them back.
+
+        Raises
+        ------
+        ConfigError
+            A prior is not among those that a saved model may hold.
+        """
+        name = type(self).__name__
+        return {"class": name, **{k: encode(v, f"{name}({k}=...)") for k, v in vars(self).items()}}
+
     def __repr__(self) -> str:
         given = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if v is not None)
         return f"{type(self).__name__}({given})"
+
+
+def terms_of(argument: Argument, label: str) -> tuple[str, ...]:
+    """Stand-ins for the terms that a structure's SDs were written for, so its arguments can be checked at once."""
+    if argument is None:
+        return ("0",)
+    if isinstance(argument, Distribution):
+        shape = argument.batch_shape + argument.event_shape
+    else:
+        shape = number(argument, label).shape
+    return tuple(map(str, range(shape[0]))) if len(shape) == 1 else ("0",)

@@ -8,23 +8,32 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import constraints
 
-from pyromix.covariances.base import Coords, Covariance
+from pyromix.covariances.base import Coords, Covariance, terms_of
 from pyromix.linalg.operators import BlockOperator
 from pyromix.parameters import Argument, Parameter, parameter
 
 
 class Diagonal(Covariance):
-    r"""Independent effects with one SD per term: :math:`u_{gk} \sim N(0, sd_k^2)`; lme4's ``||`` for numeric terms.
+    r"""Independent effects with one SD per term; lme4's ``(x || g)`` for numeric terms, glmmTMB's ``diag()``.
+
+    .. math:: u_{gk} \sim N(0, sd_k^2), \qquad \Sigma = I_{levels} \otimes diag(sd^2)
 
     Parameters
     ----------
     sd
-        Standard deviations, (terms,) or one number for all: numbers fix them, a distribution is their prior (a scalar
-        one serves every term); by default HalfNormal(scale 10), or scaled to the data by `pyromix.model`.
+        Standard deviations, >= 0, (terms,) or one number for all: numbers fix them, a distribution is their prior (a
+        scalar one serves every term); by default HalfNormal(scale 10), or scaled to the data by `pyromix.model`.
+
+    Raises
+    ------
+    ConfigError
+        A negative or non-finite number, a prior that reaches below zero, or (where the effect is used) a count of
+        numbers that is not the count of terms.
     """
 
     def __init__(self, sd: Argument = None) -> None:
         self.sd = sd
+        self.parameters(Coords((), terms_of(sd, "Diagonal(sd=...)")))
 
     def parameters(self, coords: Coords) -> tuple[Parameter, ...]:
         default = dist.HalfNormal(torch.tensor(10.0, dtype=torch.float64))

@@ -14,13 +14,20 @@ from pyromix.parameters import Argument, Parameter, parameter
 
 
 class IID(Covariance):
-    r"""Independent effects with one SD: :math:`u_{gk} \sim N(0, sd^2)`.
+    r"""Independent effects with one SD; lme4's ``(1 | g)``.
+
+    .. math:: u_{gk} \sim N(0, sd^2), \qquad \Sigma = sd^2 I
 
     Parameters
     ----------
     sd
-        Standard deviation: a number fixes it, a distribution is its prior; by default HalfNormal(scale 10), or scaled
-        to the response by `pyromix.model`.
+        Standard deviation, >= 0, on the scale of the predictor: a number fixes it, a distribution is its prior; by
+        default HalfNormal(scale 10), or scaled to the response by `pyromix.model`.
+
+    Raises
+    ------
+    ConfigError
+        A negative or non-finite number, numbers, or a prior that is not scalar or reaches below zero.
     """
 
     def __init__(self, sd: Argument = None) -> None:
@@ -32,5 +39,5 @@ class IID(Covariance):
         return (parameter("sd", self.sd, constraints.nonnegative, default, where="IID"),)
 
     def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> BlockOperator:
-        eye = torch.eye(len(coords.terms), dtype=torch.float64)
-        return BlockOperator(theta["sd"] * eye, len(coords.levels))
+        sd = theta["sd"]
+        return BlockOperator(sd[..., None, None] * torch.eye(len(coords.terms), dtype=sd.dtype), len(coords.levels))

@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import Distribution
 
 from pyromix.families.links import Link, link_named
+from pyromix.families.responses import refuse_constant, refuse_not_finite
 from pyromix.parameters import Parameter
 
 Prepared = tuple[torch.Tensor, ...]
@@ -75,6 +76,9 @@ class AbstractFamily(ABC):
         DataError
             With the column, the first offending value, its row, how many there are and what to do.
         """
+        where = f"column {name!r} (response, {type(self).__name__})"
+        refuse_not_finite(y, where, describe)
+        refuse_constant(y, where, name)
 
     def mean(self, eta: torch.Tensor, **dispersion: torch.Tensor) -> torch.Tensor:
         """Expected response (a probability for binomial responses, whatever the trials): ``h(eta)``."""

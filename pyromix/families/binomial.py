@@ -19,7 +19,7 @@ from pyromix.families.stirling import remainder
 class Binomial(AbstractFamily):
     r"""Binomial responses, :math:`y_n \sim Binomial(m_n, h(\eta_n))`; without trials, 0/1 data.
 
-    Everything is built from the logarithms of both outcomes' probabilities, so no probability is ever rounded to 0 or 1.
+    Built from the logarithms of both outcomes' probabilities, so that no probability is ever rounded to 0 or 1.
 
     Parameters
     ----------
@@ -41,10 +41,10 @@ class Binomial(AbstractFamily):
         if trials is None:
             _check_binary(y, where, describe)
             refuse_constant(y, where, name)
-        else:
-            _check_counts(y, trials, where, describe)
-            if np.all(y == 0) or np.all(y == trials) or np.all(trials == trials.flat[0]):
-                refuse_constant(y if np.all(y == y.flat[0]) else y / trials, where, name)
+            return
+        _check_counts(y, trials, where, describe)
+        if np.all(y == 0) or np.all(y == trials) or np.all(trials == trials.flat[0]):
+            refuse_constant(y / trials, where, name)  # the share of successes
 
     def distribution(
         self, eta: torch.Tensor, trials: torch.Tensor | None = None, **dispersion: torch.Tensor
@@ -52,19 +52,17 @@ class Binomial(AbstractFamily):
         return LinkBinomial(self, eta, trials)
 
     def prepare(self, y: torch.Tensor, trials: torch.Tensor | None = None) -> Prepared:
-        r"""Nothing for 0/1 data. With trials m, for 0 < y < m: :math:`\log(y/m)`, :math:`\log(1-y/m)`, 1 and the log
-        density at p = y/m; zeros at y = 0 and y = m.
+        r"""For 0/1 data, :math:`1 - 2y`. With trials m, where 0 < y < m, :math:`\log(y/m)`, :math:`\log(1-y/m)`, 1 and
+        the log density at p = y/m; zeros at y = 0 and y = m.
         """
         if trials is None:
-            return ()
+            return (1 - 2 * y,)
         inside = (y > 0) & (y < trials)
         m = torch.where(inside, trials, 2.0)
         s = torch.where(inside, y, 1.0)
         f = m - s
         log_share, log_rest = (s / m).log(), (f / m).log()
-        saturated = (
-            remainder(m) - remainder(s) - remainder(f) - 0.5 * (math.log(2 * math.pi) + s.log() + log_rest)
-        )
+        saturated = remainder(m) - remainder(s) - remainder(f) - 0.5 * (math.log(2 * math.pi) + s.log() + log_rest)
         return tuple(torch.where(inside, x, 0.0) for x in (log_share, log_rest, torch.ones_like(m), saturated))
 
     def log_prob(
@@ -79,13 +77,14 @@ class Binomial(AbstractFamily):
         link = self.link
         if trials is None:
             if link.symmetric:
-                return link.log_failure((1 - 2 * y) * eta)
+                (sign,) = prepared or self.prepare(y)
+                return link.log_failure(sign * eta)
             return torch.where(y > 0.5, link.log_success(eta), link.log_failure(eta))
         log_share, log_rest, inside, saturated = prepared or self.prepare(y, trials)
         f = trials - y
         d_success = link.log_success(eta) - log_share
         d_failure = link.log_failure(eta) - log_rest
-        # zero in exact arithmetic; takes the rounding of d_success and d_failure, times the count, out of the first term
+        # zero in exact arithmetic; takes the rounding of d_success and d_failure, times the count, out of the rest
         rounding = y * torch.expm1(d_success) + f * torch.expm1(d_failure)
         return y * d_success + f * d_failure - inside * rounding + saturated
 
@@ -100,15 +99,15 @@ class Binomial(AbstractFamily):
     ) -> Derivatives:
         link = self.link
         if trials is None and link.symmetric:
-            sign = 1 - 2 * y
+            (sign,) = prepared or self.prepare(y)
             point = sign * eta
             first, second, third = link.failure_derivatives(point)
-            return Derivatives(link.log_failure(point), sign * first, -second, -sign * third)
+            return Derivatives(link.log_failure(point), -(sign * first), second, sign * third)
         log_prob = self.log_prob(eta, y, trials, prepared=prepared)
         f = (1.0 if trials is None else trials) - y
         pairs = zip(link.success_derivatives(eta), link.failure_derivatives(eta), strict=True)
         first, second, third = (y * success + f * failure for success, failure in pairs)
-        return Derivatives(log_prob, first, -second, -third)
+        return Derivatives(log_prob, -first, second, third)
 
 
 class LinkBinomial(dist.Binomial):
@@ -160,7 +159,7 @@ def _check_binary(y: np.ndarray, where: str, describe: Callable[[int], str]) -> 
     elif np.all((y >= 0) & (y <= 1)):
         remedy = "For proportions pass the counts: cbind(successes, failures), or trials= in observe."
     else:
-        remedy = "For counts out of trials pass cbind(successes, failures), or trials= in observe; else recode to 0 and 1."
+        remedy = "For counts out of trials pass cbind(successes, failures), or trials= in observe; else recode."
     first = int(np.argmax(bad))
     raise DataError(
         f"{where}: values {shown} where 0 and 1 are expected, first {plain(y[first])} at {describe(first)}. {remedy}"
@@ -179,7 +178,7 @@ def _check_counts(y: np.ndarray, trials: np.ndarray, where: str, describe: Calla
     if over.any():
         first = int(np.argmax(over))
         raise DataError(
-            f"{where}: {int(over.sum())} rows have more successes than trials, first {plain(y[first])} successes out of "
-            f"{plain(trials[first])} trials at {describe(first)}. Check the two columns: cbind(successes, failures) takes "
+            f"{where}: {int(over.sum())} rows with more successes than trials, first {plain(y[first])} successes out of "
+            f"{plain(trials[first])} trials at {describe(first)}. Check both columns: cbind(successes, failures) takes "
             "failures, trials= takes totals."
         )

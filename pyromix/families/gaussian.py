@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pyro.distributions as dist
 import torch
 from torch.distributions import constraints
 
 from pyromix.families.base import AbstractFamily, Derivatives, Prepared
-from pyromix.families.responses import refuse_constant, refuse_not_finite
 from pyromix.parameters import Argument, Parameter, encode, parameter
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -49,13 +46,6 @@ class Gaussian(AbstractFamily):
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "sigma": encode(self.sigma, "Gaussian(sigma=...)")}
-
-    def check_response(
-        self, y: np.ndarray, trials: np.ndarray | None, describe: Callable[[int], str], name: str = "y"
-    ) -> None:
-        where = f"column {name!r} (response, Gaussian)"
-        refuse_not_finite(y, where, describe)
-        refuse_constant(y, where, name)
 
     def distribution(
         self, eta: torch.Tensor, trials: torch.Tensor | None = None, **dispersion: torch.Tensor

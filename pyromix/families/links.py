@@ -47,7 +47,7 @@ class AbstractBinaryLink(Link, ABC):
 
     @abstractmethod
     def failure_derivatives(self, eta: torch.Tensor) -> Three:
-        """First three derivatives of `log_failure`."""
+        """First three derivatives of ``-log_failure``."""
 
     @abstractmethod
     def log_success(self, eta: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,7 @@ class AbstractBinaryLink(Link, ABC):
 
     @abstractmethod
     def success_derivatives(self, eta: torch.Tensor) -> Three:
-        """First three derivatives of `log_success`."""
+        """First three derivatives of ``-log_success``."""
 
 
 class _SymmetricLink(AbstractBinaryLink):
@@ -78,8 +78,8 @@ class Logit(_SymmetricLink):
 
     def failure_derivatives(self, eta: torch.Tensor) -> Three:
         p, q = torch.sigmoid(eta), torch.sigmoid(-eta)
-        curvature = -p * q
-        return -p, curvature, curvature * (q - p)
+        curvature = p * q
+        return p, curvature, curvature * (q - p)
 
 
 class Probit(_SymmetricLink):
@@ -90,7 +90,7 @@ class Probit(_SymmetricLink):
 
     def failure_derivatives(self, eta: torch.Tensor) -> Three:
         first, second, third = log_ndtr_derivatives(-eta)
-        return -first, second, -third
+        return first, -second, third
 
 
 class Cloglog(AbstractBinaryLink):
@@ -104,7 +104,7 @@ class Cloglog(AbstractBinaryLink):
         return -torch.exp(eta)
 
     def failure_derivatives(self, eta: torch.Tensor) -> Three:
-        h = -torch.exp(eta)
+        h = torch.exp(eta)
         return h, h, h
 
     def log_success(self, eta: torch.Tensor) -> torch.Tensor:
@@ -124,7 +124,7 @@ class Cloglog(AbstractBinaryLink):
         c = torch.where(small, series, h + ratio - 1)
         a = torch.where(small, 1 - h + c, ratio)
         ac = a * c
-        return a, -ac, ac * c + a * ac - a * h
+        return -a, ac, a * h - ac * (a + c)
 
 
 def _bernoulli_series(h: torch.Tensor) -> torch.Tensor:

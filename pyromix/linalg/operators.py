@@ -1,7 +1,8 @@
 r"""Covariance operators of random-effect arrays.
 
-An operator stands for the covariance :math:`\Sigma` of ``vec(u)``, ``u`` of shape (levels, terms), through a square root:
-:math:`\Sigma = \Lambda\Lambda^T`. Working with :math:`\Lambda` keeps singular covariances (a zero SD) ordinary values.
+An operator stands for the covariance :math:`\Sigma` of ``vec(u)``, ``u`` of shape (levels, terms), through a square
+root: :math:`\Sigma = \Lambda\Lambda^T`. Working with :math:`\Lambda` keeps singular covariances (a zero SD) ordinary
+values.
 """
 
 from __future__ import annotations
