@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from pyromix.errors import ConfigError, Status
-from pyromix.results import declared, predict, residuals, storage, summary, tables
+from pyromix.results import declared, inference_data, plots, predict, residuals, storage, summary, tables
 from pyromix.results.estimate import Draws, Estimate
 from pyromix.results.health import Health
 from pyromix.running import Program, Record, run
+
+if TYPE_CHECKING:
+    import arviz
+    from matplotlib.figure import Figure
 
 NAN = float("nan")
 
@@ -209,10 +213,14 @@ class Fit:
 
     # -- draws and runs of the program -------------------------------------------------------------------------------
     @cached_property
+    def idata(self) -> arviz.InferenceData:
+        """The fit as ArviZ groups; a point fit's posterior holds draws from its stated Gaussian approximation."""
+        return inference_data.inference_data(self)
+
+    @cached_property
     def record(self) -> Record:
         """One run of the program at the estimate: what it declared."""
-        with torch.no_grad():
-            return run(self.program, self.args, declared.values_of(self.estimate))
+        return self.run(declared.values_of(self.estimate))
 
     @property
     def n_draws(self) -> int:
@@ -226,13 +234,16 @@ class Fit:
             raise ConfigError(f"draws({count}): at least one draw is needed.")
         return self.estimate.draw(count, seed)
 
+    def run(self, values: Mapping[str, torch.Tensor]) -> Record:
+        """Run the program at the training rows under these site values."""
+        with torch.no_grad():
+            return run(self.program, self.args, values)
+
     def records(self, count: int, seed: int = 0) -> Iterator[Record]:
         """Runs of the program at the training rows, one for each draw."""
         draws = self.draws(count, seed)
         for s in range(count):
-            with torch.no_grad():
-                record = run(self.program, self.args, {name: value[s] for name, value in draws.items()})
-            yield record
+            yield self.run({name: value[s] for name, value in draws.items()})
 
     def covariances(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """SDs (q,) and correlations (q, q) of the terms of each random effect."""
@@ -241,6 +252,29 @@ class Fit:
     @cached_property
     def _covariances(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return tables.covariances(self)
+
+    # -- plots -------------------------------------------------------------------------------------------------------
+    def plot_fitted(self, x: str | None = None, group: str | None = None, groups: Sequence[Any] | int = 12) -> Figure:
+        """Data, population line and fitted line with its interval, one panel a group.
+
+        Parameters
+        ----------
+        x
+            Column of the fixed effects on the horizontal axis; by default the first that is not constant.
+        group
+            Grouping factor; by default the one with most levels.
+        groups
+            Levels to show, or how many, evenly spaced by their random effect.
+        """
+        return plots.plot_fitted(self, x, group, groups)
+
+    def plot_caterpillar(self, group: str | None = None, term: str | None = None) -> Figure:
+        """Sorted conditional modes of one grouping factor with 95 % intervals, one panel a term."""
+        return plots.plot_caterpillar(self, group, term)
+
+    def plot_residuals(self) -> Figure:
+        """Pearson residuals against fitted values, and their normal quantile plot."""
+        return plots.plot_residuals(self)
 
     # -- files -------------------------------------------------------------------------------------------------------
     def to_payload(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +37,21 @@ def predict(fit: Fit, data: Any, kind: str, new_groups: str, level: float, seed:
     if not 0 < level < 1:
         raise ConfigError(f"predict(level={level!r}): must lie between 0 and 1, e.g. 0.9.")
     rows = Rows.of(fit, data, new_groups)
+    if rows.whole is not None and not rows.whole.any():
+        return _nothing(rows, kind)
     if kind in ("mean", "linear"):
         return _point(fit, rows, kind, seed)
     if kind == "interval":
         return _interval(fit, rows, level, seed)
     return _draws(fit, rows, seed)
+
+
+def _nothing(rows: Rows, kind: str) -> Any:
+    """The prediction where every row has a missing value."""
+    nan = np.full(len(rows.whole) if rows.whole is not None else 0, np.nan)
+    if kind == "interval":
+        return _frame(rows, nan, np.stack([nan, nan]))
+    return nan if kind in ("mean", "linear") else _array(rows, nan[None], 1, {})
 
 
 @dataclass(frozen=True)
@@ -58,16 +68,19 @@ class Rows:
         Labels of levels not seen in the fit, by grouping factor, where the design knows them.
     policy
         What such levels get.
+    whole
+        Rows without missing values, a mask; only they are in `args`. ``None`` if all are.
     """
 
     args: tuple[Any, ...]
     index: pd.Index | None
-    unseen: dict[str, Any]
+    unseen: Mapping[str, Any]
     policy: str
+    whole: np.ndarray | None = None
 
     @classmethod
     def of(cls, fit: Fit, data: Any, policy: str) -> Rows:
-        """The training rows for ``None``, else new ones."""
+        """The training rows for ``None``, else new ones, those with missing values left out."""
         if data is None:
             args = fit.args
         elif fit.new_design is not None:
@@ -75,8 +88,38 @@ class Rows:
         else:
             args = (data,)
         index = getattr(args[0], "index", None) if args else None
+        index = index if isinstance(index, pd.Index) else None
+        missing = getattr(args[0], "missing", None) if data is not None and fit.new_design is not None else None
+        whole = None
+        if missing is not None and bool(missing.any()):
+            # a network would refuse NaN inputs, and one row must not cost the others their prediction
+            whole = ~np.asarray(missing)
+            args = (fit.new_design(_take(data, whole)),)
         unseen = getattr(args[0], "unseen", None) if args else None
-        return cls(args, index if isinstance(index, pd.Index) else None, dict(unseen or {}), policy)
+        return cls(args, index, unseen if isinstance(unseen, Mapping) else {}, policy, whole)
+
+    def label(self, position: int) -> str:
+        """``row 'a17' (position 16)`` for a position among the rows that are run."""
+        at = position if self.whole is None else int(np.flatnonzero(self.whole)[position])
+        return f"position {at}" if self.index is None else f"row {self.index[at]!r} (position {at})"
+
+    def scatter(self, values: np.ndarray, axis: int = 0) -> np.ndarray:
+        """Values of the rows that are run at their places among all rows, NaN elsewhere."""
+        if self.whole is None:
+            return values
+        shape = list(values.shape)
+        shape[axis] = len(self.whole)
+        out = np.full(shape, np.nan)
+        out[(slice(None),) * axis + (self.whole,)] = values
+        return out
+
+
+def _take(data: Any, rows: np.ndarray) -> Any:
+    """The given rows of a data frame or of a mapping of columns."""
+    if isinstance(data, Mapping):
+        return {name: np.asarray(column)[rows] for name, column in data.items()}
+    frame = data if isinstance(data, pd.DataFrame) else data.to_pandas()
+    return frame[rows]
 
 
 class _Effects(Messenger):
@@ -96,7 +139,7 @@ class _Effects(Messenger):
         extra = max(0, -int(index.min())) if index.numel() else 0
         _check_levels(msg["name"], role, len(value))
         if extra and self.rows.policy == "error":
-            raise UnseenLevelError(_unseen_message(role, self.rows))
+            raise UnseenLevelError(_unseen_message(msg["name"], role, self.rows))
         if extra:
             value = torch.cat([value, self._new_rows(msg, role, extra, value)])
             self.appended.add(msg["name"])
@@ -124,21 +167,20 @@ def _check_levels(name: str, role: Latent, count: int) -> None:
         )
 
 
-def _unseen_message(role: Latent, rows: Rows) -> str:
+def _unseen_message(name: str, role: Latent, rows: Rows) -> str:
     new = role.rows.index.reshape(len(role.rows.index), -1) < 0
     count = int(new.any(1).sum())
     first = int(new.any(1).nonzero()[0])
-    where = f"row {rows.index[first]!r} (position {first})" if rows.index is not None else f"position {first}"
-    labels = list(dict.fromkeys(rows.unseen.get(role.group, ())))
+    labels = list(dict.fromkeys(rows.unseen.get(name) or rows.unseen.get(role.group) or ()))
     if labels:
         shown = ", ".join(map(repr, labels[:5])) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
         what = f"{len(labels)} level{'s' * (len(labels) != 1)} not seen in the fit: {shown}"
     else:
         what = "levels not seen in the fit"
     return (
-        f"column {role.group!r}: {what}; {count} row{'s' * (count != 1)}, first {where}. Choose what they get: "
-        "new_groups='zero' (no effect), 'marginal' (its prior, integrated over) or 'conditional' (given the known "
-        "levels)."
+        f"column {role.group!r}: {what}; {count} row{'s' * (count != 1)}, first at {rows.label(first)}. Choose what "
+        "they get: new_groups='zero' (no effect), 'marginal' (its prior, integrated over) or 'conditional' (given the "
+        "known levels)."
     )
 
 
@@ -195,12 +237,12 @@ def _draw_count(fit: Fit, wanted: int, n: int) -> int:
 def _point(fit: Fit, rows: Rows, kind: str, seed: int) -> np.ndarray:
     """Plug-in at the conditional modes for a point fit, the average over draws otherwise."""
     if fit.estimate.kind != "draws":
-        return _numpy(_plug_in(fit, rows, kind, _values(fit), seed))
+        return rows.scatter(_numpy(_plug_in(fit, rows, kind, _values(fit), seed)))
     total, count = None, fit.n_draws
     for values in _at_draws(fit, count, seed):
         value = _plug_in(fit, rows, kind, values, seed)
         total = value if total is None else total + value
-    return _numpy(total / count)
+    return rows.scatter(_numpy(total / count))
 
 
 def _plug_in(fit: Fit, rows: Rows, kind: str, values: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
@@ -274,15 +316,21 @@ def new_level_variance(rows: RowMap, block: torch.Tensor) -> torch.Tensor:
 
 
 def _draws(fit: Fit, rows: Rows, seed: int) -> xarray.DataArray:
+    means = np.stack([_numpy(_mean(site, site.role.eta)) for site in _sites_at_draws(fit, rows, None, seed)])
+    means = rows.scatter(means, axis=1)
+    chains = fit.estimate.chains if len(means) % fit.estimate.chains == 0 else 1
+    return _array(rows, means, chains, {"inference": fit.estimate.inference})
+
+
+def _array(rows: Rows, means: np.ndarray, chains: int, attrs: dict[str, Any]) -> xarray.DataArray:
+    """Draws (draws, n) as an array (chain, draw, obs_id)."""
     import xarray
 
-    means = np.stack([_numpy(_mean(site, site.role.eta)) for site in _sites_at_draws(fit, rows, None, seed)])
-    chains = fit.estimate.chains if len(means) % fit.estimate.chains == 0 else 1
     values = means.reshape(chains, -1, *means.shape[1:])
     dims = ("chain", "draw", "obs_id", *(f"mean_dim_{k}" for k in range(means.ndim - 2)))
     labels = row_labels(rows.index, means.shape[1])
     coords = {"chain": np.arange(chains), "draw": np.arange(values.shape[1]), "obs_id": labels}
-    return xarray.DataArray(values, dims=dims, coords=coords, attrs={"inference": fit.estimate.inference})
+    return xarray.DataArray(values, dims=dims, coords=coords, attrs=attrs)
 
 
 def _sites_at_draws(fit: Fit, rows: Rows, wanted: int | None, seed: int) -> Iterator[Site]:
@@ -307,12 +355,16 @@ def _interval(fit: Fit, rows: Rows, level: float, seed: int) -> pd.DataFrame:
     for s, site in enumerate(_sites_at_draws(fit, rows, INTERVAL_DRAWS, seed)):
         sample, discrete = replicate(site, seed + 1 + s)
         samples.append(sample if site.role.trials is None else sample / site.role.trials)
-    sample = torch.stack(samples).numpy()
+    sample = rows.scatter(torch.stack(samples).numpy(), axis=1)
     # a quantile of counts is a count
     method = "inverted_cdf" if discrete else "linear"
     whole = np.isfinite(mean)
     bounds = np.full((2, len(mean)), np.nan)
     bounds[:, whole] = np.quantile(sample[:, whole], [(1 - level) / 2, (1 + level) / 2], axis=0, method=method)
+    return _frame(rows, mean, bounds)
+
+
+def _frame(rows: Rows, mean: np.ndarray, bounds: np.ndarray) -> pd.DataFrame:
     index = rows.index if rows.index is not None else pd.RangeIndex(len(mean))
     return pd.DataFrame({"mean": mean, "lower": bounds[0], "upper": bounds[1]}, index=index, dtype=float)
 

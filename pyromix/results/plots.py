@@ -1,0 +1,212 @@
+"""Plots of a fit, drawn without pyplot, so that no global figure state changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import ndtri
+
+from pyromix.errors import ConfigError, DataError
+from pyromix.results import declared
+from pyromix.results.predict import response_site
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from pyromix.results.fit import Fit
+
+INK, GREY, GRID = "#22303c", "#8795a1", "#e4e9ed"
+GROUP, POPULATION = "#1f6fb2", "#c9562b"
+BAND_DRAWS = 300
+
+
+def plot_fitted(fit: Fit, x: str | None, group: str | None, groups: Sequence[Any] | int) -> Figure:
+    """`Fit.plot_fitted`."""
+    site = response_site(fit.record)
+    label, column = _column(fit, x)
+    group = _group(fit, group)
+    effect = declared.effects_of(fit.record, group)[0]
+    index = effect.role.rows.index
+    if index.dim() != 1:
+        raise DataError(f"plot_fitted(group={group!r}): rows belong to several levels at once; choose another group.")
+    shown = _levels(fit, group, effect, groups)
+    y = site.role.obs.numpy() / (1.0 if site.role.trials is None else site.role.trials.numpy())
+    fitted = fit.fitted()
+    population = _population(fit)
+    band = np.quantile(fit.predict(kind="draws").to_numpy().reshape(-1, len(y)), [0.05, 0.95], axis=0)
+    figure, axes = _panels(len(shown), width=2.5, height=2.25, sharey=True)
+    for axis, code in zip(axes, shown, strict=False):
+        rows = np.flatnonzero(index.numpy() == code)
+        rows = rows[np.argsort(column[rows], kind="stable")]
+        at = column[rows]
+        axis.fill_between(at, band[0][rows], band[1][rows], color=GROUP, alpha=0.18, linewidth=0)
+        axis.plot(at, population[rows], color=POPULATION, linewidth=1.3, linestyle=(0, (5, 2)))
+        axis.plot(at, fitted[rows], color=GROUP, linewidth=1.9)
+        axis.plot(at, y[rows], "o", color=INK, markersize=3.2, alpha=0.75, markeredgewidth=0)
+        axis.set_title(str(effect.role.levels[code]), fontsize=9, color=INK, loc="left", pad=3)
+    _legend(figure, [("data", INK, "o"), (f"{group} (90 % interval)", GROUP, "-"), ("population", POPULATION, "--")])
+    figure.supxlabel(label, fontsize=10, color=INK)
+    figure.supylabel(site.name, fontsize=10, color=INK)
+    return figure
+
+
+def plot_caterpillar(fit: Fit, group: str | None, term: str | None) -> Figure:
+    """`Fit.plot_caterpillar`."""
+    group = _group(fit, group)
+    modes, sds = fit.random_effects(group), fit.random_effects(group, "sd")
+    if term is not None and term not in modes.columns:
+        known = ", ".join(repr(str(name)) for name in modes.columns)
+        raise ConfigError(f"plot_caterpillar(term={term!r}): {group!r} has no such term (it has: {known}).")
+    terms = list(modes.columns) if term is None else [term]
+    count = len(modes)
+    height = float(np.clip(0.17 * count, 2.2, 9.0))
+    figure, axes = _panels(len(terms), width=3.6, height=height, columns=len(terms))
+    for axis, name in zip(axes, terms, strict=True):
+        order = np.argsort(modes[name].to_numpy(), kind="stable")
+        at, mode, half = np.arange(count), modes[name].to_numpy()[order], 1.96 * sds[name].to_numpy()[order]
+        clear = np.abs(mode) > half
+        axis.axvline(0, color=GREY, linewidth=0.9)
+        axis.hlines(at, mode - half, mode + half, color=np.where(clear, GROUP, GREY).tolist(), linewidth=1.4)
+        axis.scatter(mode, at, s=14, c=np.where(clear, GROUP, GREY).tolist(), zorder=3)
+        axis.set_title(name, fontsize=10, color=INK, loc="left")
+        axis.set_ylim(-0.8, count - 0.2)
+        if count <= 60:
+            axis.set_yticks(at, [str(level) for level in modes.index[order]], fontsize=8 if count <= 40 else 6)
+        else:
+            axis.set_yticks([])
+        axis.grid(axis="y", visible=False)
+    figure.supylabel(f"{group}, {count} levels, sorted", fontsize=10, color=INK)
+    figure.supxlabel("conditional mode, 95 % interval (blue: zero lies outside)", fontsize=9, color=INK)
+    return figure
+
+
+def plot_residuals(fit: Fit) -> Figure:
+    """`Fit.plot_residuals`."""
+    residuals, fitted = fit.residuals("pearson"), fit.fitted()
+    whole = np.isfinite(residuals) & np.isfinite(fitted)
+    residuals, fitted = residuals[whole], fitted[whole]
+    figure, (left, right) = _panels(2, width=4.2, height=3.5, columns=2)
+    size = float(np.clip(600 / np.sqrt(max(len(fitted), 1)) / 3, 3, 16))
+    left.axhline(0, color=GREY, linewidth=0.9)
+    left.scatter(fitted, residuals, s=size, color=GROUP, alpha=0.55, linewidth=0)
+    at, trend = _running_mean(fitted, residuals)
+    left.plot(at, trend, color=POPULATION, linewidth=1.8)
+    left.text(0.99, 0.98, "local mean", transform=left.transAxes, ha="right", va="top", color=POPULATION, fontsize=9)
+    left.set_xlabel("fitted value", color=INK)
+    left.set_ylabel("Pearson residual", color=INK)
+    left.set_title("Residuals and fitted values", fontsize=10, color=INK, loc="left")
+    ordered = np.sort(residuals)
+    theory = ndtri((np.arange(len(ordered)) + 0.5) / len(ordered))
+    ends = np.array([theory[0], theory[-1]]) if len(theory) else np.zeros(2)
+    right.plot(ends, ends, color=GREY, linewidth=0.9)
+    right.scatter(theory, ordered, s=size, color=GROUP, alpha=0.7, linewidth=0)
+    right.set_xlabel("standard normal quantile", color=INK)
+    right.set_ylabel("Pearson residual", color=INK)
+    right.set_title("Normal quantiles", fontsize=10, color=INK, loc="left")
+    return figure
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+def _column(fit: Fit, x: str | None) -> tuple[str, np.ndarray]:
+    """Label and values of a fixed-effect column; by default the first that varies."""
+    columns: dict[str, np.ndarray] = {}
+    for name, site in fit.record.hypers.items():
+        if site.role.design is not None:
+            labels = site.role.labels or [f"{name}[{j}]" for j in range(site.role.design.shape[1])]
+            columns |= {str(label): site.role.design[:, j].numpy() for j, label in enumerate(labels)}
+    design = fit.design
+    if design is not None:
+        columns |= {str(n): np.asarray(design.x)[:, j] for j, n in enumerate(design.columns) if str(n) not in columns}
+    varying = [name for name, values in columns.items() if np.ptp(values) > 0]
+    if x is None and varying:
+        return varying[0], columns[varying[0]]
+    if x is None or x not in columns:
+        known = ", ".join(map(repr, varying)) or "none"
+        raise ConfigError(f"plot_fitted(x={x!r}): no such fixed-effect column that varies (there are: {known}).")
+    return x, columns[x]
+
+
+def _group(fit: Fit, group: str | None) -> str:
+    if group is not None:
+        declared.effects_of(fit.record, group)
+        return group
+    found = declared.groups(fit.record)
+    if not found:
+        raise DataError("the fit has no random effects to plot.")
+    return max(found, key=lambda name: len(found[name][0].role.levels))
+
+
+def _levels(fit: Fit, group: str, effect: Any, groups: Sequence[Any] | int) -> list[int]:
+    """Positions of the levels to show; a count picks them evenly along the sorted first term."""
+    levels = list(effect.role.levels)
+    if isinstance(groups, int):
+        if groups < 1:
+            raise ConfigError(f"plot_fitted(groups={groups}): show at least one level.")
+        order = np.argsort(fit.random_effects(group).iloc[:, 0].to_numpy(), kind="stable")
+        if groups >= len(levels):
+            return list(range(len(levels)))
+        return [int(k) for k in order[np.linspace(0, len(levels) - 1, groups).round().astype(int)]]
+    missing = [level for level in groups if level not in levels]
+    if missing:
+        raise DataError(f"plot_fitted(groups=...): {group!r} has no level {missing[0]!r}.")
+    return [levels.index(level) for level in groups]
+
+
+def _population(fit: Fit) -> np.ndarray:
+    """Expected response with every random effect at zero."""
+    record = fit.run({**fit.estimate.point, **{name: v * 0 for name, v in fit.estimate.latents.items()}})
+    role = response_site(record).role
+    return role.family.mean(role.eta, **role.dispersion).numpy()
+
+
+def _running_mean(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of y in up to twenty bins of equally many points along x."""
+    order = np.argsort(x, kind="stable")
+    bins = np.array_split(order, int(np.clip(len(x) // 15, 1, 20)))
+    return np.array([x[b].mean() for b in bins]), np.array([y[b].mean() for b in bins])
+
+
+# -- canvas -----------------------------------------------------------------------------------------------------------
+def _panels(
+    count: int, width: float, height: float, columns: int | None = None, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = columns or _column_count(count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns + 0.6, height * rows + 0.7), layout="constrained", dpi=130)
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, sharex=sharey, sharey=sharey, squeeze=False)
+    for k, axis in enumerate(grid.flat):
+        axis.set_visible(k < count)
+        if sharey and k < count <= k + columns:  # the lowest panel of its column
+            axis.xaxis.set_tick_params(labelbottom=True)
+        axis.grid(color=GRID, linewidth=0.7)
+        axis.set_axisbelow(True)
+        axis.tick_params(colors=INK, labelsize=8, length=0)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axis.spines[side].set_color(GREY)
+    return figure, list(grid.flat)[:count]
+
+
+def _column_count(count: int) -> int:
+    """Columns of a grid near the golden section, with as few empty panels as possible."""
+    near = max(1, round((count * 1.5) ** 0.5))
+    return min(range(max(1, near - 1), near + 2), key=lambda k: ((-count) % k, abs(k - near)))
+
+
+def _legend(figure: Figure, entries: list[tuple[str, str, str]]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=color, label=label, **({"marker": "o", "linestyle": ""} if style == "o" else
+               {"linestyle": style, "linewidth": 1.9}), markersize=4)
+        for label, color, style in entries
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9)
