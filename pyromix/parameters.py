@@ -98,12 +98,18 @@ def parameter(
             prior = double(argument, label)
             _check_reach(prior, support, label)
         return Parameter(name, support, prior=_expand(prior, shape, label))
-    value = number(argument, label)
+    value = fixed(argument, support, label)
     if value.shape not in ((), shape):
         raise ConfigError(f"{label}: got shape {tuple(value.shape)}, expected a scalar or shape {shape}.")
+    return Parameter(name, support, fixed=value.expand(shape))
+
+
+def fixed(argument: Any, support: constraints.Constraint, label: str) -> torch.Tensor:
+    """A fixed value in float64; `ConfigError` naming `label` if it lies outside the support."""
+    value = number(argument, label)
     if not bool(support.check(value).all()) or not bool(torch.isfinite(value).all()):
         raise ConfigError(f"{label}: {argument!r} is not allowed; it must be {_describe(support)}.")
-    return Parameter(name, support, fixed=value.expand(shape))
+    return value
 
 
 def number(argument: Any, label: str) -> torch.Tensor:

@@ -9,9 +9,10 @@ import pyro
 import torch
 from pyro import poutine
 
-from pyromix.effects.parameter_site import parameter_site
-from pyromix.errors import ConfigError, DataError
+from pyromix.effects.parameter_site import float64, parameter_site
+from pyromix.errors import ConfigError, DataError, DataTypeError
 from pyromix.families.base import AbstractFamily
+from pyromix.parameters import fixed
 from pyromix.sites import Data, annotate
 
 
@@ -55,13 +56,17 @@ def observe(
     ------
     DataError
         Shapes that differ; they are never broadcast.
+    DataTypeError
+        Something that is not a tensor of real numbers, a mask that is not boolean.
     ConfigError
-        A dispersion parameter that the family does not have.
+        A dispersion parameter that the family does not have, or a value it cannot take.
     """
     if not isinstance(family, AbstractFamily):
-        raise ConfigError(f"observe({name!r}): family={family!r} is not a family; pass an instance: pyromix.Gaussian().")
-    _check_rows(name, eta, obs=obs, trials=trials, offset=offset, weights=weights, mask=mask)
-    values = _dispersion(name, family, dispersion)
+        raise ConfigError(f"observe({name!r}): family={family!r} is no family; pass an instance: pyromix.Gaussian().")
+    eta = float64(eta, f"observe({name!r}): eta")
+    rows = {"obs": obs, "trials": trials, "offset": offset, "weights": weights, "mask": mask}
+    obs, trials, offset, weights, mask = _rows(name, eta, rows)
+    values = _dispersion(name, family, dispersion, len(eta))
     if offset is not None:
         eta = eta + offset
     role = Data(family, eta, obs, trials, weights, mask, values)
@@ -74,26 +79,39 @@ def observe(
         return pyro.sample(name, family.distribution(eta, trials, **values), obs=obs, infer=annotate(role))
 
 
-def _dispersion(name: str, family: AbstractFamily, given: dict[str, Any]) -> dict[str, torch.Tensor]:
+def _dispersion(name: str, family: AbstractFamily, given: dict[str, Any], n: int) -> dict[str, torch.Tensor]:
     declared = {parameter.name: parameter for parameter in family.parameters()}
     unknown = sorted(set(given) - set(declared))
     if unknown:
-        allowed = ", ".join(declared) or "none"
-        raise ConfigError(f"observe({name!r}): {type(family).__name__} has no parameter {unknown[0]!r} (it has: {allowed}).")
+        owner, allowed = type(family).__name__, ", ".join(declared) or "none"
+        raise ConfigError(f"observe({name!r}): {owner} has no parameter {unknown[0]!r} (it has: {allowed}).")
     values = {}
     for key, parameter in declared.items():
-        if key in given:
-            values[key] = torch.as_tensor(given[key], dtype=torch.float64)
-        else:
+        where = f"observe({name!r}, {key}=...)"
+        if key not in given:
             values[key] = parameter_site(f"{name}.{key}", parameter)
+        elif not isinstance(given[key], torch.Tensor):
+            values[key] = fixed(given[key], parameter.support, where)
+        else:
+            values[key] = float64(given[key], where)
+        if values[key].shape not in ((), (n,)):
+            raise DataError(f"{where}: got shape {tuple(values[key].shape)}, expected a scalar or ({n},).")
     return values
 
 
-def _check_rows(name: str, eta: torch.Tensor, **rows: torch.Tensor | None) -> None:
+def _rows(name: str, eta: torch.Tensor, rows: dict[str, torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Every row-wise argument, checked against eta's rows, in float64; the mask stays boolean."""
     if eta.dim() not in (1, 2) or eta.shape[1:] == (1,):
-        raise DataError(f"observe({name!r}): eta has shape {tuple(eta.shape)}, expected (n,); drop the extra dimension.")
+        shape = tuple(eta.shape)
+        raise DataError(f"observe({name!r}): eta has shape {shape}, expected (n,); end a network with .squeeze(-1).")
     for key, value in rows.items():
-        if value is not None and tuple(value.shape) != (len(eta),):
-            raise DataError(
-                f"observe({name!r}): {key} has shape {tuple(value.shape)}, eta has {tuple(eta.shape)}; they must agree."
-            )
+        if value is None:
+            continue
+        tensor = float64(value, f"observe({name!r}): {key}")
+        if tuple(tensor.shape) != (len(eta),):
+            got, expected = tuple(tensor.shape), tuple(eta.shape)
+            raise DataError(f"observe({name!r}): {key} has shape {got}, eta has {expected}; they must agree.")
+        if key == "mask" and value.dtype != torch.bool:
+            raise DataTypeError(f"observe({name!r}): mask is of {value.dtype}, expected torch.bool; True rows count.")
+        rows[key] = value if key == "mask" else tensor
+    return list(rows.values())

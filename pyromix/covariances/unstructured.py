@@ -83,8 +83,7 @@ def _corr_parameter(corr: Argument, q: int) -> Parameter:
         prior = dist.LKJCholesky(q, prior.concentration)
     elif prior.support is not constraints.corr_cholesky:
         raise ConfigError(
-            f"{LABEL}: its prior {type(prior).__name__} is not one of correlation matrices; "
-            f"use LKJCholesky({q}, eta)."
+            f"{LABEL}: its prior {type(prior).__name__} is not one of correlation matrices; use LKJCholesky({q}, eta)."
         )
     return Parameter(name, support, prior=prior)
 

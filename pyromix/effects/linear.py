@@ -9,8 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import constraints
 
-from pyromix.effects.parameter_site import record
-from pyromix.errors import DataError
+from pyromix.effects.parameter_site import float64, record
+from pyromix.errors import ConfigError, DataError
 from pyromix.parameters import Argument, parameter
 from pyromix.sites import Hyper, annotate
 
@@ -23,13 +23,20 @@ class LinearEffect:
     name
         Name of the coefficient site, e.g. ``"beta"``.
     prior
-        Prior of the coefficients: a scalar distribution serves every column; a number fixes them. By default a Normal
-        with SD 1000, which is all but flat.
+        Prior of the coefficients: a scalar distribution serves every column, one of shape (p,) gives each its own; a
+        number or numbers (p,) fix them. By default a Normal with SD 1000, which is all but flat.
     labels
         Names of the columns.
+
+    Raises
+    ------
+    ConfigError
+        The name is not a string; a prior or labels that do not fit the columns (when called).
     """
 
     def __init__(self, name: str, prior: Argument = None, *, labels: Sequence[str] | None = None) -> None:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"LinearEffect(name={name!r}): the name of its site must be a string, e.g. 'beta'.")
         self.name = name
         self.prior = prior
         self.labels = None if labels is None else tuple(labels)
@@ -39,13 +46,19 @@ class LinearEffect:
 
         Raises
         ------
+        DataTypeError
+            ``x`` is not a tensor of real numbers.
         DataError
             ``x`` is not a matrix.
         """
+        where = f"LinearEffect({self.name!r})"
+        x = float64(x, f"{where}: x")
         if x.dim() != 2:
-            raise DataError(f"LinearEffect({self.name!r}): x has shape {tuple(x.shape)}, expected (n, p).")
-        vague = dist.Normal(torch.tensor(0.0, dtype=x.dtype), torch.tensor(1e3, dtype=x.dtype))
-        given = parameter(self.name, self.prior, constraints.real, vague, (x.shape[1],), "LinearEffect")
+            raise DataError(f"{where}: x has shape {tuple(x.shape)}, expected (n, p).")
+        if self.labels is not None and len(self.labels) != x.shape[1]:
+            raise ConfigError(f"{where}: {len(self.labels)} labels for {x.shape[1]} columns; name every column.")
+        vague = dist.Normal(torch.tensor(0.0, dtype=torch.float64), torch.tensor(1e3, dtype=torch.float64))
+        given = parameter("prior", self.prior, constraints.real, vague, (x.shape[1],), f"{where[:-1]}, ...")
         if given.fixed is not None:
             return x @ record(self.name, given.fixed)
         role = Hyper(constraints.real, design=x, labels=self.labels)

@@ -9,7 +9,8 @@ import torch
 from pyro.distributions import Delta, Distribution
 from torch.distributions import constraints
 
-from pyromix.errors import ConfigError, DataError, NumericalError
+from pyromix.errors import ConfigError, DataError, DataTypeError, NumericalError
+from pyromix.parameters import double
 from pyromix.sites import Function, Hyper, annotate
 
 
@@ -28,6 +29,11 @@ class NeuralEffect:
         float64 weights are advised (``module.double()``).
     prior
         ``None`` (weights are estimated), or a scalar distribution for every weight.
+
+    Raises
+    ------
+    ConfigError
+        Something that is not a module, or a prior that is not scalar.
     """
 
     def __init__(self, name: str, module: torch.nn.Module, prior: Distribution | None = None) -> None:
@@ -46,11 +52,19 @@ class NeuralEffect:
         ------
         NumericalError
             The network returned a value that is not finite.
+        DataTypeError
+            The input, or the output, is not made of tensors; or weights and input differ in precision.
         DataError
             Its output is not ``(n,)`` or ``(n, K)``; ``(n, 1)`` would broadcast against a response silently.
         """
-        value = self._evaluate(x)
-        n = len(next(iter(x.values())) if isinstance(x, Mapping) else x)
+        tensors = list(x.values()) if isinstance(x, Mapping) else [x]
+        if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+            raise DataTypeError(f"NeuralEffect({self.name!r}): its input must be a tensor or a dict of tensors.")
+        value = self._evaluate(x, tensors)
+        if not isinstance(value, torch.Tensor):
+            got = type(value).__name__
+            raise DataTypeError(f"NeuralEffect({self.name!r}): the module returned a {got}, expected one tensor.")
+        n = len(tensors[0])
         if value.dim() not in (1, 2) or len(value) != n or value.shape[1:] == (1,):
             raise DataError(
                 f"NeuralEffect({self.name!r}): the module returned shape {tuple(value.shape)}, expected ({n},); "
@@ -59,18 +73,35 @@ class NeuralEffect:
         if not bool(torch.isfinite(value).all()):
             row = int((~torch.isfinite(value)).reshape(n, -1).any(1).nonzero()[0])
             raise NumericalError(
-                f"NeuralEffect({self.name!r}): {type(self.module).__name__} returned {value[row].tolist()} at row {row} "
-                "(the first of its kind); check its inputs for NaN, its weights, and the learning rate."
+                f"NeuralEffect({self.name!r}): {type(self.module).__name__} returned {value[row].tolist()} at row "
+                f"{row}, the first of its kind; check its inputs for NaN, its weights, and the learning rate."
             )
         role = Function(self.module)
         point = Delta(value, event_dim=value.dim()).mask(False)
         return pyro.sample(self.name, point, obs=value, infer=annotate(role, _deterministic=True))
 
-    def _evaluate(self, x: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _evaluate(self, x: torch.Tensor | Mapping[str, torch.Tensor], tensors: list[torch.Tensor]) -> torch.Tensor:
+        weights = {key: self._weight(key, weight) for key, weight in self.module.named_parameters()}
+        try:
+            return self.module(x) if self.prior is None else torch.func.functional_call(self.module, weights, (x,))
+        except RuntimeError as error:
+            kinds = {tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point}
+            own = {weight.dtype for weight in weights.values() if weight.dtype.is_floating_point}
+            if not kinds or not own or kinds == own:
+                raise
+            raise DataTypeError(
+                f"NeuralEffect({self.name!r}): {type(self.module).__name__} has weights of {_names(own)} and an input "
+                f"of {_names(kinds)}; call module.double(), or convert the input."
+            ) from error
+
+    def _weight(self, key: str, weight: torch.Tensor) -> torch.Tensor:
         if self.prior is None:
-            return self.module(x)
-        weights = {}
-        for key, weight in self.module.named_parameters():
-            prior = self.prior.expand(weight.shape).to_event(weight.dim())
-            weights[key] = pyro.sample(f"{self.name}.{key}", prior, infer=annotate(Hyper(constraints.real)))
-        return torch.func.functional_call(self.module, weights, (x,))
+            return weight
+        name = f"{self.name}.{key}"
+        prior = double(self.prior, f"NeuralEffect({self.name!r}, prior=...)", weight.dtype)
+        prior = prior.expand(weight.shape).to_event(weight.dim())
+        return pyro.sample(name, prior, infer=annotate(Hyper(constraints.real)))
+
+
+def _names(dtypes: set[torch.dtype]) -> str:
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import pyro
@@ -10,8 +12,8 @@ import torch
 
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.distributions import StructuredNormal
-from pyromix.effects.parameter_site import parameter_site, record
-from pyromix.errors import ConfigError, DataError
+from pyromix.effects.parameter_site import float64, parameter_site, record
+from pyromix.errors import ConfigError, DataError, DataTypeError
 from pyromix.sites import Latent, RowMap, annotate
 
 
@@ -36,6 +38,11 @@ class RandomEffect:
         Names of the effects within a level, i.e. of the design's columns.
     group
         The grouping factor, where the effect has another name.
+
+    Raises
+    ------
+    ConfigError
+        Something that is not a covariance, no levels, levels or terms named twice.
     """
 
     def __init__(
@@ -48,18 +55,24 @@ class RandomEffect:
         terms: Sequence[str] | None = None,
         group: str | None = None,
     ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"RandomEffect(name={name!r}): the name of its site must be a string, e.g. 'Subject'.")
         if not isinstance(covariance, Covariance):
             raise ConfigError(
                 f"RandomEffect({name!r}): covariance={covariance!r} is not a covariance; pass an instance such as "
                 "pyromix.IID()."
             )
-        if isinstance(levels, int) and levels < 1:
-            raise ConfigError(f"RandomEffect({name!r}): levels={levels}; there must be at least one level.")
         self.name = name
         self.covariance = covariance
-        self.levels = None if levels is None else tuple(range(levels) if isinstance(levels, int) else levels)
+        self.levels = None if levels is None else tuple(range(levels) if isinstance(levels, Integral) else levels)
         self.coords = coords
         self.terms = None if terms is None else tuple(terms)
+        for what, labels in (("levels", self.levels), ("terms", self.terms)):
+            if labels is not None and len(labels) == 0:
+                raise ConfigError(f"RandomEffect({name!r}): {what}={levels!r}; there must be at least one.")
+            if labels is not None and len(set(labels)) < len(labels):
+                (label, count), *_ = Counter(labels).most_common(1)
+                raise ConfigError(f"RandomEffect({name!r}): {what} must differ, {label!r} is there {count} times.")
         self.group = group or name
 
     def __call__(
@@ -78,16 +91,20 @@ class RandomEffect:
 
         Raises
         ------
+        DataTypeError
+            An index that is not made of integers, a design or weight that is not a tensor of real numbers.
         DataError
-            Shapes that do not fit, or an index outside the levels.
+            Shapes that do not fit, an empty index without levels, or an index outside the levels.
         """
+        where = f"RandomEffect({self.name!r})"
+        design = None if design is None else float64(design, f"{where}: design")
+        weight = None if weight is None else float64(weight, f"{where}: weight")
         self._check_shapes(index, design, weight)
         levels = self.levels if self.levels is not None else tuple(range(int(index.max()) + 1))
         coords = Coords(levels, self._terms(design), self.coords)
         theta = {}
         for parameter in self.covariance.parameters(coords):
-            shape = () if parameter.fixed is None else parameter.fixed.shape
-            labels = coords.terms if len(shape) == 1 or parameter.prior is not None else None
+            labels = coords.terms if parameter.shape[-1:] == (len(coords.terms),) else None
             theta[parameter.name] = parameter_site(f"{self.name}.{parameter.name}", parameter, labels)
         for key, value in self.covariance.describe(theta).items():
             record(f"{self.name}.{key}", value)
@@ -105,14 +122,15 @@ class RandomEffect:
             raise DataError(f"RandomEffect({self.name!r}): {len(self.terms)} terms named, the design has {q} columns.")
         return self.terms
 
-    def _check_shapes(
-        self, index: torch.Tensor, design: torch.Tensor | None, weight: torch.Tensor | None
-    ) -> None:
+    def _check_shapes(self, index: torch.Tensor, design: torch.Tensor | None, weight: torch.Tensor | None) -> None:
         where = f"RandomEffect({self.name!r})"
         if not isinstance(index, torch.Tensor) or index.dtype.is_floating_point or index.dtype == torch.bool:
-            raise DataError(f"{where}: index must be an integer tensor, got {getattr(index, 'dtype', type(index))}.")
+            got = index.dtype if isinstance(index, torch.Tensor) else type(index).__name__
+            raise DataTypeError(f"{where}: index must be an integer tensor, got {got}; e.g. torch.as_tensor(codes).")
         if index.dim() not in (1, 2):
             raise DataError(f"{where}: index has shape {tuple(index.shape)}, expected (n,) or (n, memberships).")
+        if index.numel() == 0 and self.levels is None:
+            raise DataError(f"{where}: index is empty, so the number of levels is unknown; pass levels=.")
         if design is not None and (design.dim() != 2 or len(design) != len(index)):
             raise DataError(f"{where}: design has shape {tuple(design.shape)}, expected ({len(index)}, q).")
         if weight is not None and weight.shape != index.shape:

@@ -178,7 +178,7 @@ def _check_counts(y: np.ndarray, trials: np.ndarray, where: str, describe: Calla
     if over.any():
         first = int(np.argmax(over))
         raise DataError(
-            f"{where}: {int(over.sum())} rows with more successes than trials, first {plain(y[first])} successes out of "
+            f"{where}: {int(over.sum())} rows with more successes than trials, first {plain(y[first])} out of "
             f"{plain(trials[first])} trials at {describe(first)}. Check both columns: cbind(successes, failures) takes "
             "failures, trials= takes totals."
         )

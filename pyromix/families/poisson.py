@@ -38,7 +38,7 @@ class Poisson(AbstractFamily):
         refuse_not_finite(y, where, describe)
         remedy = "Counts must be >= 0; drop rows where it codes a missing value, or use pyromix.Gaussian()."
         refuse(y < 0, y, "below 0", remedy, where, describe)
-        remedy = "Counts must be whole; model a rate as its count with offset(log(exposure)), or use pyromix.Gaussian()."
+        remedy = "Counts must be whole; model a rate as a count with offset(log(exposure)), or use pyromix.Gaussian()."
         refuse(y != np.floor(y), y, "not whole", remedy, where, describe)
         refuse_constant(y, where, name)
 
