@@ -55,16 +55,19 @@ class _Poly:
         self._alpha: list[float] = []
         self._norm: list[float] = []
         self._centre = 0.0
+        self._degree = 0  # 0 for raw powers, which have nothing to learn
 
     def memorize_chunk(self, x: Any, degree: int = 1, raw: bool = False) -> None:
         if type(degree) is not int or degree < 1:
             raise DataError(f"poly(x, degree): degree = {degree!r}, expected a whole number of at least 1.")
         self._parts.append(_numbers(x, "poly"))
+        self._degree = 0 if raw else degree
 
-    def memorize_finish(self, degree: int = 1, raw: bool = False) -> None:
+    def memorize_finish(self) -> None:
         x = np.concatenate(self._parts)
         self._parts = []
-        if raw:
+        degree = self._degree
+        if not degree:
             return
         distinct = len(np.unique(x))
         if degree >= distinct:
