@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from pyromix.errors import NumericalError
 
 DECREMENT = 1e-17  # of g^T A^-1 g: the gap in value is half of it, the relative error of a gradient its square root
-FLOOR = 1e-9  # decrements below this are at the level of rounding when the value no longer improves
+FLOOR = 1e-9  # relative decrement below which a value cannot be trusted to show the improvement
+ROUNDING = 1e-12  # relative loss of value that is put down to rounding there
 MAX_STEPS = 100
 MAX_HALVINGS = 40
 
@@ -47,26 +48,25 @@ def ascend(start: Point, restart: Callable[[], Point] | None = None) -> Point:
 def _climb(point: Point) -> tuple[Point | None, str]:
     if not _finite(point.value):
         return None, f"the log density at the start is {point.value}"
+    last = float("inf")
     for _ in range(MAX_STEPS):
         direction, decrement = point.direction()
+        size = 1 + abs(point.value)
         if not _finite(decrement):
             return None, "a Newton direction is not finite"
-        if decrement <= DECREMENT * (1 + abs(point.value)) ** 0.5:
-            return point, ""
+        close = decrement <= FLOOR * size
+        if decrement <= DECREMENT * size**0.5 or (close and decrement >= 0.25 * last):
+            return point, ""  # at the mode, or as near as rounding allows
+        slack = ROUNDING * size if close else -1e-4 * decrement
         step, trial = 1.0, point.moved(direction, 1.0)
         for _ in range(MAX_HALVINGS):
-            if _finite(trial.value) and trial.value >= point.value + 1e-4 * step * min(decrement, FLOOR * 1e-4):
+            if _finite(trial.value) and trial.value >= point.value - slack * step:
                 break
             step *= 0.5
             trial = point.moved(direction, step)
         else:
-            settled = decrement <= FLOOR * (1 + abs(point.value))
-            return (
-                (point, "")
-                if settled
-                else (None, f"no step along the Newton direction helps (decrement {decrement:.3g})")
-            )
-        point = trial
+            return None, f"no step along the Newton direction helps (decrement {decrement:.3g})"
+        point, last = trial, decrement
     return None, f"{MAX_STEPS} Newton steps were not enough"
 
 

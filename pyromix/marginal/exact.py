@@ -25,6 +25,7 @@ from pyromix.linalg import selected
 from pyromix.linalg.block import Arrays, Factor
 from pyromix.marginal.base import AbstractMarginal, BoundMarginal, Conditional, as_numpy, blocks_of
 from pyromix.marginal.conditional import gaussian_conditional, shift_map
+from pyromix.marginal.laplace import BoundLaplace
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.running import Program, Record, run
 
@@ -53,7 +54,7 @@ class Exact(AbstractMarginal):
             raise ConfigError(f"Exact(coefficients={coefficients!r}): choose one of {', '.join(map(repr, allowed))}.")
         self.coefficients = coefficients
 
-    def bind(self, program: Program, args: tuple[Any, ...], plan: Plan) -> BoundExact:
+    def bind(self, program: Program, args: tuple[Any, ...], plan: Plan) -> BoundMarginal:
         role = data_of(run(program, args, hypers="moderate", seed=0))
         family = type(role.family).__name__
         if role.family.gaussian_sd(**role.dispersion) is None:
@@ -66,7 +67,18 @@ class Exact(AbstractMarginal):
                 f"Exact(): the predictor of {plan.response!r} ({family}) is not affine in {', '.join(plan.latents)}; use "
                 "Laplace(), which takes effects anywhere in the program for one grouping factor."
             )
+        if plan.moving:
+            return self._moving(plan)
         return BoundExact(plan, self.coefficients)
+
+    def _moving(self, plan: Plan) -> BoundMarginal:
+        """Row designs with weights of their own: cross products cannot be kept, and Laplace is exact here."""
+        if self.coefficients != "keep":
+            raise UnsupportedError(
+                f"Exact(coefficients={self.coefficients!r}): the row design of a random effect depends on hyper-parameters; "
+                "keep the coefficients as hyper-parameters."
+            )
+        return BoundLaplace(plan)
 
 
 @dataclass

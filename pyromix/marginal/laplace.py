@@ -113,16 +113,15 @@ class BoundLaplace(BoundMarginal):
         self.plan = plan
         self.warm: Arrays | None = None
 
-    def problem(self, record: Record, layout: Layout | None = None) -> tuple[Problem, list[torch.Tensor], list[Any]]:
+    def problem(self, record: Record) -> tuple[Problem, list[torch.Tensor], list[Any]]:
         """The mode search at a run of the program, its factors, and the row designs that carry gradients."""
         role = data_of(record)
         tril = blocks_of(record, self.plan, "Laplace()")
         moving = [record.latents[name].role.rows.design for name in self.plan.latents]
         moving = [design if design is not None and design.requires_grad else None for design in moving]
-        if layout is None:
-            layout = self.plan.layout
-            if any(design is not None for design in moving):
-                layout = layout.redesigned([slot_designs(record.latents[name].role) for name in self.plan.latents])
+        layout = self.plan.layout
+        if self.plan.moving:
+            layout = layout.redesigned([slot_designs(record.latents[name].role) for name in self.plan.latents])
         arrays = [as_numpy(block) for block in tril]
         fixed = {name: value.detach() for name, value in role.dispersion.items()}
         eta = as_numpy(role.eta)

@@ -28,6 +28,8 @@ class Plan:
         Their level pattern.
     affine
         Whether the predictor is affine in them through the row maps they declare.
+    moving
+        Whether the row designs depend on hyper-parameters (a learned scale), so an evaluation has to read them again.
     linear
         Coefficient sites through which the predictor is affine (design times value) -> design (n, p).
     obs, trials
@@ -40,6 +42,7 @@ class Plan:
     latents: tuple[str, ...]
     layout: Layout
     affine: bool
+    moving: bool
     linear: dict[str, torch.Tensor]
     obs: torch.Tensor
     trials: torch.Tensor | None
@@ -73,6 +76,7 @@ def make_plan(program: Program, args: tuple[Any, ...], seed: int = 0) -> Plan:
         latents=tuple(base.latents),
         layout=layout,
         affine=_affine(program, args, base, values, seed),
+        moving=_moving(program, args, base, seed),
         linear=_linear(program, args, base, values, seed),
         obs=data.obs.to(torch.float64),
         trials=None if data.trials is None else data.trials.to(torch.float64),
@@ -151,6 +155,18 @@ def _linear(
     moved = data_of(run(program, args, {**values, **{n: values[n] + step for n, step in steps.items()}})).eta - origin
     declared = sum(designs[n] @ step for n, step in steps.items())
     return designs if _close(moved, declared, origin) else {}
+
+
+def _moving(program: Program, args: tuple[Any, ...], base: Record, seed: int) -> bool:
+    """Run again at other hyper-parameters: did any row design change, or does one carry a graph?"""
+    if all(site.role.rows.design is None for site in base.latents.values()):
+        return False
+    again = run(program, args, hypers="moderate", seed=seed + 3)
+    for name, site in base.latents.items():
+        old, new = site.role.rows.design, again.latents[name].role.rows.design
+        if old is not None and (old.requires_grad or (old is not new and not torch.equal(old, new))):
+            return True
+    return False
 
 
 def _close(moved: torch.Tensor, declared: torch.Tensor, origin: torch.Tensor) -> bool:

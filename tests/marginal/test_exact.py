@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from tests.marginal.programs import KINDS, grouped, tensor
 
 import pyromix as pmx
 from pyromix.errors import ConfigError, UnsupportedError
 from pyromix.running import run
+from tests.marginal.programs import KINDS, grouped, tensor
 
 
 def dense(case, values=None, sd=None):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.marginal.programs import Case, grouped, tensor
 
 import pyromix as pmx
 from pyromix.running import run
+from tests.marginal.programs import Case, grouped, tensor
 
 STEP = 1e-4  # central differences with Richardson extrapolation: error O(step^4), rounding 1e-12
 
