@@ -118,6 +118,8 @@ def compare(case: Case, repeats: int, peers: Sequence[str] | None = None, ours: 
 
 def report(case: Case, results: Result) -> tuple[str, bool]:
     """The table of a case and whether every requirement that could be checked is met."""
+    if not results:
+        return "nothing was run", True
     rows = []
     for result in results.values():
         model = statistics.median(result["model_times"]) if "model_times" in result else None
