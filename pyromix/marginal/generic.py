@@ -50,7 +50,9 @@ class BoundGeneric(BoundMarginal):
             start += width
         values = {name: site.value for name, site in record.hypers.items()}
         role = data_of(run(self.program, self.args, {**values, **effects}))
-        log_prob = role.family.log_prob(role.eta, self.plan.obs, self.plan.trials, **role.dispersion)
+        log_prob = role.family.log_prob(
+            role.eta, self.plan.obs, self.plan.trials, prepared=self.plan.prepared, **role.dispersion
+        )
         if self.plan.row_weight is not None:
             log_prob = self.plan.row_weight * log_prob
         return log_prob.sum() - 0.5 * (b * b).sum()

@@ -46,13 +46,11 @@ class Laplace(AbstractMarginal):
 class Problem:
     """One mode search: predictor without effects, design and factors of the effects, family and response."""
 
+    plan: Plan
     layout: Layout
     eta: np.ndarray
     tril: Arrays
     family: AbstractFamily
-    obs: torch.Tensor
-    trials: torch.Tensor | None
-    row_weight: torch.Tensor | None
     dispersion: Mapping[str, torch.Tensor]
 
     def at(self, b: Arrays) -> ModePoint:
@@ -60,9 +58,12 @@ class Problem:
         effects = [x @ block.T for x, block in zip(b, self.tril, strict=True)]
         eta = torch.from_numpy(self.eta + self.layout.apply(effects))
         with torch.no_grad():
-            derivatives = self.family.derivatives(eta, self.obs, self.trials, **self.dispersion)
-            if self.row_weight is not None:
-                derivatives = type(derivatives)(*(self.row_weight * part for part in derivatives))
+            plan, weight = self.plan, self.plan.row_weight
+            derivatives = self.family.derivatives(
+                eta, plan.obs, plan.trials, prepared=plan.prepared, **self.dispersion
+            )
+            if weight is not None:
+                derivatives = type(derivatives)(*(weight * part for part in derivatives))
         return ModePoint(self, b, eta, derivatives)
 
     def origin(self) -> ModePoint:
@@ -124,13 +125,7 @@ class BoundLaplace(BoundMarginal):
             layout = layout.redesigned([slot_designs(record.latents[name].role) for name in self.plan.latents])
         arrays = [as_numpy(block) for block in tril]
         fixed = {name: value.detach() for name, value in role.dispersion.items()}
-        eta = as_numpy(role.eta)
-        weights = self.plan.row_weight
-        return (
-            Problem(layout, eta, arrays, role.family, self.plan.obs, self.plan.trials, weights, fixed),
-            tril,
-            moving,
-        )
+        return Problem(self.plan, layout, as_numpy(role.eta), arrays, role.family, fixed), tril, moving
 
     def mode(self, problem: Problem) -> ModePoint:
         """Climb from the last mode, or from zero where that fails."""
@@ -232,9 +227,10 @@ class _Gradient:
         with torch.enable_grad():
             free = [value.detach().requires_grad_(k in wanted) for k, value in enumerate(values)]
             eta = self.point.eta.detach().requires_grad_(True)
-            log_prob = problem.family.log_prob(eta, problem.obs, problem.trials, **dict(zip(names, free, strict=True)))
-            if problem.row_weight is not None:
-                log_prob = problem.row_weight * log_prob
+            plan, given = problem.plan, dict(zip(names, free, strict=True))
+            log_prob = problem.family.log_prob(eta, plan.obs, plan.trials, prepared=plan.prepared, **given)
+            if plan.row_weight is not None:
+                log_prob = plan.row_weight * log_prob
             (score,) = torch.autograd.grad(log_prob.sum(), eta, create_graph=True)
             (curvature,) = torch.autograd.grad(score.sum(), eta, create_graph=True)
             h, z_v = torch.from_numpy(self.leverage), torch.from_numpy(self.z_v)

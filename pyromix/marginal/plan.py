@@ -32,8 +32,8 @@ class Plan:
         Whether the row designs depend on hyper-parameters (a learned scale), so an evaluation has to read them again.
     linear
         Coefficient sites through which the predictor is affine (design times value) -> design (n, p).
-    obs, trials
-        The response, and the trials if any.
+    obs, trials, prepared
+        The response, the trials if any, and what the family computed of them once.
     row_weight
         Frequency weight times mask, (n,); ``None`` for ones.
     """
@@ -47,6 +47,7 @@ class Plan:
     obs: torch.Tensor
     trials: torch.Tensor | None
     row_weight: torch.Tensor | None
+    prepared: Any
 
     @property
     def n_obs(self) -> float:
@@ -70,6 +71,8 @@ def make_plan(program: Program, args: tuple[Any, ...], seed: int = 0) -> Plan:
     weight = data.weights
     if data.mask is not None:
         weight = data.mask.to(torch.float64) if weight is None else weight * data.mask
+    obs = data.obs.to(torch.float64)
+    trials = None if data.trials is None else data.trials.to(torch.float64)
     layout = Layout([_term(site.role, site.fn.event_shape) for site in base.latents.values()])
     return Plan(
         response=_response(base),
@@ -78,9 +81,10 @@ def make_plan(program: Program, args: tuple[Any, ...], seed: int = 0) -> Plan:
         affine=_affine(program, args, base, values, seed),
         moving=_moving(program, args, base, seed),
         linear=_linear(program, args, base, values, seed),
-        obs=data.obs.to(torch.float64),
-        trials=None if data.trials is None else data.trials.to(torch.float64),
+        obs=obs,
+        trials=trials,
         row_weight=None if weight is None else weight.to(torch.float64),
+        prepared=data.family.prepare(obs, trials),
     )
 
 

@@ -116,7 +116,9 @@ class BoundQuadrature(BoundMarginal):
 
     def _log_prob(self, role: Any, eta: torch.Tensor) -> torch.Tensor:
         """Weighted log density of every row: eta (..., n)."""
-        value = role.family.log_prob(eta, self.plan.obs, self.plan.trials, **role.dispersion)
+        value = role.family.log_prob(
+            eta, self.plan.obs, self.plan.trials, prepared=self.plan.prepared, **role.dispersion
+        )
         return value if self.plan.row_weight is None else value * self.plan.row_weight
 
     def _mode(self, record: Record, z: torch.Tensor, tril: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
