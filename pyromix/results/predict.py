@@ -382,9 +382,9 @@ def replicate(site: Site, seed: int) -> tuple[torch.Tensor, bool]:
     return sample, bool(response.support.is_discrete)
 
 
-def row_labels(index: pd.Index | None, n: int) -> np.ndarray:
+def row_labels(index: Any, n: int) -> np.ndarray:
     """Row labels as coordinates: the index's own if they are unique, of one type and flat, else positions."""
-    if index is None or not index.is_unique or isinstance(index, pd.MultiIndex) or len(index) != n:
+    if not isinstance(index, pd.Index) or isinstance(index, pd.MultiIndex) or not index.is_unique or len(index) != n:
         return np.arange(n)
     return tidy_labels(index)
 

@@ -97,7 +97,7 @@ def _envelope(where: str, content: bytes) -> dict[str, Any]:
     if not content:
         raise _damaged(where, "it is empty")
     start = b'{"__metadata__"'
-    if content[8 : 8 + len(start)] != start[: max(0, len(content) - 8)] or (len(content) < 9 and content[:1] == b"P"):
+    if content[8 : 8 + len(start)] != start[: max(0, len(content) - 8)]:
         raise UnsafeFileError(
             f"{where!r} is not a file saved by pyromix (it does not start like one); pyromix opens no pickle, "
             "archive or other format that can run code. Save the fit with fit.save(path)."

@@ -213,10 +213,11 @@ def glmm_fit(family: Any, trials: bool = False, sd: float = 0.8, **changes: Any)
     levels = tuple("abcdefgh")
     term = Term("g", "g", index, x[:, :1], levels, ("Intercept",))
     rows = Rows("y", y, x, ("Intercept", "x"), (term,), pd.RangeIndex(40), trials=count)
-    point = {"beta": tensor([0.3, -0.5]), "g.sd": tensor(sd)}
     latents = {"g": tensor([[v] for v in generator.normal(size=8) * sd])}
-    latent_sd = {"g": torch.full((8, 1), 0.3, dtype=torch.float64)}
-    covariance = {"beta": tensor([[0.04, 0.01], [0.01, 0.02]])}
+    point = changes.get("point", {"beta": tensor([0.3, -0.5]), "g.sd": tensor(sd)})
+    latents = changes.get("latents", latents)
+    latent_sd = {name: torch.full_like(value, 0.3) for name, value in latents.items()}
+    covariance = changes.get("covariance", {"beta": tensor([[0.04, 0.01], [0.01, 0.02]])})
     estimate = Estimate(
         kind="point",
         inference="ML, Laplace",
