@@ -280,7 +280,7 @@ def align(value: Any, argument: str, frame: pd.DataFrame) -> np.ndarray | None:
         series, label = _one_a_row(value, argument, frame), argument
     if not (pd.api.types.is_numeric_dtype(series.dtype) or _is_object(series)):
         raise DataError(
-            f"{label}: {shown(series.iloc[0])} at {rows.describe(0)} (dtype {series.dtype}) is not a number. Pass numbers."
+            f"{label}: {shown(series.iloc[0])} at {rows.describe(0)} ({series.dtype}) is not a number. Pass numbers."
         )
     try:
         return series.to_numpy(dtype=np.float64, na_value=np.nan)

@@ -83,8 +83,8 @@ def _builder_value(column: Column, uses: set[str]) -> Any:
     if column.values.dtype == bool:
         return pd.Categorical.from_codes(column.values.astype(np.int8), [False, True]) if uses == {"factor"} \
             else column.values  # fmt: skip
-    # inside C(...) the labels are the values as given: 2, not 2.0
-    return column.given.to_numpy() if "C" in uses else column.values
+    # inside C(...) the labels are the values as given: 2, not 2.0; a Series hands them out as plain numbers
+    return pd.Series(column.given.to_numpy()) if "C" in uses else column.values
 
 
 def roles_of(formula: Formula, response: bool) -> dict[str, str]:
