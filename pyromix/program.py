@@ -75,7 +75,10 @@ def observe(
         if mask is not None:
             stack.enter_context(poutine.mask(mask=mask))
         if weights is not None:
-            stack.enter_context(poutine.scale(scale=weights))
+            # Pyro scales by positive numbers only: a row of weight zero is one that does not count
+            counts = weights != 0
+            stack.enter_context(poutine.mask(mask=counts))
+            stack.enter_context(poutine.scale(scale=torch.where(counts, weights, 1.0)))
         return pyro.sample(name, family.distribution(eta, trials, **values), obs=obs, infer=annotate(role))
 
 

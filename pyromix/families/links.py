@@ -73,8 +73,8 @@ class Logit(_SymmetricLink):
     """``p = 1 / (1 + exp(-eta))``."""
 
     def log_failure(self, eta: torch.Tensor) -> torch.Tensor:
-        # torch's default threshold of 20 would drop the curvature beyond it
-        return -softplus(eta, threshold=700.0)
+        # torch's default threshold, 20, would drop the curvature beyond; at 700 its gradient times a count overflows
+        return -softplus(eta, threshold=600.0)
 
     def failure_derivatives(self, eta: torch.Tensor) -> Three:
         p, q = torch.sigmoid(eta), torch.sigmoid(-eta)
