@@ -62,6 +62,13 @@ class State:
     positions: np.ndarray | None
     arguments: Mapping[str, pd.Series]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies and pickles come without what the matrix builder learnt: learn it again from the same columns."""
+        self.__dict__.update(state)
+        data = self.columns.data()
+        for matrix in {id(m): m for m in (self.fixed, *(entry[2] for entry in self.random)) if m is not None}.values():
+            matrix.learn(self.functions, data)
+
     @property
     def numeric_only(self) -> tuple[bool, ...]:
         """For each column kept, whether no factor takes part in it."""
@@ -136,7 +143,7 @@ def build(
     matrices = _Matrices(formula, functions, columns, rows, n)
     fixed, x = matrices.learn(formula.fixed, "fixed effects")
     x, kept, more = _full_rank(x, fixed, columns, proper_priors)
-    notes += more + checks.scales(x, fixed) if len(kept) == len(fixed.columns) else more
+    notes += more + checks.scales(x, [fixed.columns[j] for j in kept], [fixed.numeric_only[j] for j in kept])
     frequencies = aligned["frequency_weights"]
     observations = float(n if frequencies is None else frequencies.sum())
     random, terms = _random_terms(formula, columns, matrices)

@@ -109,9 +109,9 @@ def finite_matrix(x: np.ndarray, names: Sequence[str], part: str, rows: Rows) ->
     )
 
 
-def scales(x: np.ndarray, matrix: ModelMatrix) -> Notes:
-    """Numeric columns on very different scales."""
-    at = [j for j, number in enumerate(matrix.numeric_only) if number and not matrix.columns[j].startswith("poly(")]
+def scales(x: np.ndarray, names: Sequence[str], numeric: Sequence[bool]) -> Notes:
+    """Numeric columns on very different scales; orthonormal polynomials have theirs by construction."""
+    at = [j for j, number in enumerate(numeric) if number and not names[j].startswith("poly(")]
     if len(at) < 2:
         return []
     sd = x[:, at].std(axis=0)
@@ -119,9 +119,9 @@ def scales(x: np.ndarray, matrix: ModelMatrix) -> Notes:
     if len(order) < 2 or sd[order[-1]] <= SCALE_RATIO * sd[order[0]]:
         return []
     low, high = order[0], order[-1]
-    return [(ScaleWarning, f"predictors on very different scales: sd of {matrix.columns[at[low]]!r} is "
+    return [(ScaleWarning, f"predictors on very different scales: sd of {names[at[low]]!r} is "
                            f"{sd[low]:.3g}, of "
-                           f"{matrix.columns[at[high]]!r} {sd[high]:.3g}. They are standardised internally; rescale "
+                           f"{names[at[high]]!r} {sd[high]:.3g}. They are standardised internally; rescale "
                            "them "
                            "to read the coefficients more easily.")]  # fmt: skip
 

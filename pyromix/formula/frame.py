@@ -56,6 +56,7 @@ def read_frame(data: Any, argument: str = "data") -> pd.DataFrame:
 
 def _from_mapping(data: Mapping[Any, Any], argument: str) -> pd.DataFrame:
     columns = {}
+    index = _shared_index(data, argument)
     for name, value in data.items():
         column = value if isinstance(value, (pd.Series, pd.api.extensions.ExtensionArray)) else np.asarray(value)
         if column.ndim != 1:
@@ -73,7 +74,23 @@ def _from_mapping(data: Mapping[Any, Any], argument: str) -> pd.DataFrame:
         )
     if not columns:
         raise DataError(f"{argument}: 0 rows and no columns.")
-    return pd.DataFrame(columns, copy=False)
+    return pd.DataFrame(columns, index=index)
+
+
+def _shared_index(data: Mapping[Any, Any], argument: str) -> pd.Index | None:
+    """Row labels of a mapping of Series: one index for all, since rows are never matched by position."""
+    series = {name: value for name, value in data.items() if isinstance(value, pd.Series)}
+    index: pd.Index | None = None
+    first = ""
+    for name, value in series.items():
+        if index is None:
+            index, first = value.index, name
+        elif not value.index.equals(index):
+            raise DataError(
+                f"{argument}: columns {first!r} and {name!r} are Series with different indexes ({some(index, 3)}; "
+                f"{some(value.index, 3)}). Put them into one DataFrame first."
+            )
+    return index
 
 
 def find_column(frame: pd.DataFrame, name: str, argument: str = "data") -> pd.Series:

@@ -40,7 +40,7 @@ class ModelMatrix:
             raise FormulaError(f"formula: {formula.restore(rhs)!r}: {error.message}") from None
         self._info: Any = None
         if any(term.factors for term in self._terms):
-            self._info = self._learn(functions, data)
+            self.learn(functions, data)
             self._read_names()
         else:
             name = ("Intercept",) if self._terms else ()
@@ -48,18 +48,29 @@ class ModelMatrix:
             self.slices = {term: slice(0, 1) for term in name}
             self.numeric_only = tuple(False for _ in name)
 
-    def _learn(self, functions: Mapping[str, Callable], data: Mapping[str, Any]) -> Any:
+    def __getstate__(self) -> dict[str, Any]:
+        # what the builder learnt cannot be copied or stored; whoever holds the data calls `learn` again
+        return {name: value for name, value in self.__dict__.items() if name not in ("_info", "_terms")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._terms = patsy.ModelDesc.from_formula(self.rhs).rhs_termlist
+        self._info = None
+
+    def learn(self, functions: Mapping[str, Callable], data: Mapping[str, Any]) -> None:
+        """Learn levels, knots, means and the like from training data; the same data give the same state."""
+        if not any(term.factors for term in self._terms):
+            return
         environment = patsy.EvalEnvironment([{**NAMESPACE, **functions}])
         try:
             with np.errstate(all="ignore"):
-                (info,) = patsy.build.design_matrix_builders(
+                (self._info,) = patsy.build.design_matrix_builders(
                     [self._terms], lambda: iter([data]), environment, _KEEP_ALL
                 )
         except PyromixError:
             raise
         except Exception as error:
             raise self._translate(error) from error
-        return info
 
     def _read_names(self) -> None:
         restore = self._formula.restore
