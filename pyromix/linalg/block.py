@@ -315,6 +315,8 @@ class Factor:
     # -- solving -----------------------------------------------------------------------------------------------------
     def solve(self, b: Arrays) -> Arrays:
         """``A^-1 b``: one array (levels, q) or (levels, q, m) per term."""
+        if not b:
+            return []
         vector = b[0].ndim == 2
         rhs = [x[..., None] if vector else x for x in b]
         layout, lead = self.layout, self.layout.lead
@@ -337,6 +339,8 @@ class Factor:
 
     def sample(self, noise: Arrays) -> Arrays:
         """Draws from ``N(0, A^-1)``: noise arrays (levels, q, m) of standard normals -> arrays of the same shapes."""
+        if not noise:
+            return []
         layout, lead = self.layout, self.layout.lead
         out: Arrays = [np.empty(0)] * len(noise)
         m = noise[0].shape[-1]

@@ -56,6 +56,10 @@ class AbstractMarginal(ABC):
         """The program with its random effects integrated out."""
         return MarginalProgram(program, self)
 
+    def config(self) -> dict[str, Any]:
+        """Class and constructor arguments as plain values; `pyromix.marginal.from_config` reads them back."""
+        return {"class": type(self).__name__, **vars(self)}
+
     def __repr__(self) -> str:
         given = ", ".join(f"{k}={v!r}" for k, v in sorted(vars(self).items()))
         return f"{type(self).__name__}({given})"

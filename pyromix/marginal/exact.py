@@ -144,18 +144,21 @@ class BoundExact(BoundMarginal):
 
     def coefficients_at(self, record: Record) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Estimate and covariance ``(X^T V^-1 X)^-1`` of each coefficient vector that was profiled or integrated out."""
-        with torch.no_grad():
-            self.log_marginal(record)
-        solution = self.solution
-        back = np.linalg.inv(self.x_root)
-        estimate = back @ (solution.beta + solution.moments.ols)
-        covariance = back @ np.linalg.inv(solution.schur) @ back.T
+        estimate, covariance = self.joint_coefficients(record)
         out, start = {}, 0
         for name, width in self.widths.items():
             at = slice(start, start + width)
             out[name] = (torch.from_numpy(estimate[at].copy()), torch.from_numpy(covariance[at, at].copy()))
             start += width
         return out
+
+    def joint_coefficients(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+        """The same for all of them side by side."""
+        with torch.no_grad():
+            self.log_marginal(record)
+        back = np.linalg.inv(self.x_root)
+        estimate = back @ (self.solution.beta + self.solution.moments.ols)
+        return estimate, back @ np.linalg.inv(self.solution.schur) @ back.T
 
     def conditional(self, record: Record) -> Conditional:
         with torch.no_grad():

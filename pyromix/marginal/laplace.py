@@ -59,9 +59,7 @@ class Problem:
         eta = torch.from_numpy(self.eta + self.layout.apply(effects))
         with torch.no_grad():
             plan, weight = self.plan, self.plan.row_weight
-            derivatives = self.family.derivatives(
-                eta, plan.obs, plan.trials, prepared=plan.prepared, **self.dispersion
-            )
+            derivatives = self.family.derivatives(eta, plan.obs, plan.trials, prepared=plan.prepared, **self.dispersion)
             if weight is not None:
                 derivatives = type(derivatives)(*(weight * part for part in derivatives))
         return ModePoint(self, b, eta, derivatives)

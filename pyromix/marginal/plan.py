@@ -30,6 +30,8 @@ class Plan:
         Whether the predictor is affine in them through the row maps they declare.
     moving
         Whether the row designs depend on hyper-parameters (a learned scale), so an evaluation has to read them again.
+    modules
+        Sites of networks -> module with weights to learn.
     linear
         Coefficient sites through which the predictor is affine (design times value) -> design (n, p).
     obs, trials, prepared
@@ -43,6 +45,7 @@ class Plan:
     layout: Layout
     affine: bool
     moving: bool
+    modules: dict[str, torch.nn.Module]
     linear: dict[str, torch.Tensor]
     obs: torch.Tensor
     trials: torch.Tensor | None
@@ -80,6 +83,7 @@ def make_plan(program: Program, args: tuple[Any, ...], seed: int = 0) -> Plan:
         layout=layout,
         affine=_affine(program, args, base, values, seed),
         moving=_moving(program, args, base, seed),
+        modules={name: site.role.module for name, site in base.functions.items() if _learns(site.role.module)},
         linear=_linear(program, args, base, values, seed),
         obs=obs,
         trials=trials,
@@ -159,6 +163,10 @@ def _linear(
     moved = data_of(run(program, args, {**values, **{n: values[n] + step for n, step in steps.items()}})).eta - origin
     declared = sum(designs[n] @ step for n, step in steps.items())
     return designs if _close(moved, declared, origin) else {}
+
+
+def _learns(module: torch.nn.Module) -> bool:
+    return any(weight.requires_grad for weight in module.parameters())
 
 
 def _moving(program: Program, args: tuple[Any, ...], base: Record, seed: int) -> bool:

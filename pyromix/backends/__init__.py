@@ -1,0 +1,6 @@
+"""Backends: drivers that fit a program, each in its own way, to the same kind of result."""
+
+from pyromix.backends.base import AbstractBackend
+from pyromix.backends.maximum_likelihood import MaximumLikelihood
+
+__all__ = ["AbstractBackend", "MaximumLikelihood"]

@@ -1,0 +1,205 @@
+"""What a maximum likelihood fit has to say about itself."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pyromix.errors import (
+    ApproximationWarning,
+    ConvergenceWarning,
+    NumericalError,
+    PyromixWarning,
+    SeparationWarning,
+    SingularFitWarning,
+    Status,
+    UnsupportedError,
+)
+from pyromix.marginal import GaussHermite
+from pyromix.marginal.laplace import BoundLaplace
+from pyromix.marginal.plan import data_of
+from pyromix.results.estimate import HealthRecord
+from pyromix.running import Record
+
+if TYPE_CHECKING:
+    from pyromix.backends.maximum_likelihood import Search
+    from pyromix.backends.quasi_newton import Optimum
+
+CONVERGED = 1e-6
+SINGULAR_SD = 1e-4
+SINGULAR_CORRELATION = 1e-4
+SEPARATED = 10.0
+DOUBTFUL = 0.1
+ALARMING = 0.5
+CHECK_ROWS = 20_000
+
+_WARNINGS: dict[str, type[PyromixWarning]] = {
+    "gradient": ConvergenceWarning,
+    "hessian": ConvergenceWarning,
+    "residual": ConvergenceWarning,
+    "singular": SingularFitWarning,
+    "separation": SeparationWarning,
+    "laplace": ApproximationWarning,
+}
+
+
+def findings(
+    search: Search, optimum: Optimum, point: Mapping[str, torch.Tensor], record: Record, log_likelihood: float
+) -> list[HealthRecord]:
+    """Every finding about the optimum."""
+    return [
+        *_convergence(optimum),
+        *_boundary(search, point),
+        *_residual(search, record),
+        *_separation(search, point, record),
+        *_laplace(search, record, log_likelihood),
+    ]
+
+
+def status(found: Sequence[HealthRecord], optimum: Optimum, trained: Any) -> Status:
+    """The fit's status in view of the findings."""
+    codes = {record.code for record in found}
+    if "hessian" in codes:
+        return Status.NOT_A_MODE
+    if "gradient" in codes:
+        return Status.ITERATION_LIMIT if "iterations" in optimum.message.lower() else Status.NOT_CONVERGED
+    if trained is not None and trained.status is not Status.CONVERGED:
+        return trained.status
+    return Status.SINGULAR if "singular" in codes else Status.CONVERGED
+
+
+def warn(found: Sequence[HealthRecord]) -> None:
+    """Give a Python warning for every finding that a user must see."""
+    for record in found:
+        if record.severity in ("error", "warn") and record.code in _WARNINGS:
+            message = f"{record.code}: {record.parameter} = {record.value} (limit {record.threshold}). {record.remedy}"
+            warnings.warn(message, _WARNINGS[record.code], stacklevel=5)
+
+
+def _convergence(optimum: Optimum) -> list[HealthRecord]:
+    out = []
+    if optimum.decrement > CONVERGED:
+        worst = int(np.argmax(np.abs(optimum.gradient)))
+        out.append(
+            HealthRecord(
+                "gradient",
+                "error",
+                round(float(np.sqrt(max(optimum.decrement, 0.0))), 8),
+                float(np.sqrt(CONVERGED)),
+                f"scaled gradient, largest in coordinate {worst}",
+                "The optimum was not reached: rescale predictors, raise max_evaluations, or simplify the random effects.",
+            )
+        )
+    if optimum.hessian is not None and len(optimum.t):
+        smallest = float(np.linalg.eigvalsh(optimum.hessian)[0])
+        if smallest < -1e-6:
+            out.append(
+                HealthRecord(
+                    "hessian",
+                    "error",
+                    round(smallest, 8),
+                    0.0,
+                    "smallest eigenvalue of the information",
+                    "The estimate is not a maximum: a parameter is not identified; drop a term or give it a prior.",
+                )
+            )
+    return out
+
+
+def _boundary(search: Search, point: Mapping[str, torch.Tensor]) -> list[HealthRecord]:
+    out = []
+    for entry in search.chart.entries:
+        value = point[entry.name].detach()
+        if entry.kind == "boundary":
+            relative = (value / search.scales[entry.name].size).reshape(-1)
+            for k in np.flatnonzero(relative.numpy() < SINGULAR_SD):
+                label = entry.name if relative.numel() == 1 else f"{entry.name}[{k}]"
+                out.append(
+                    HealthRecord(
+                        "singular",
+                        "warn",
+                        float(value.reshape(-1)[k]),
+                        SINGULAR_SD,
+                        label,
+                        "Boundary (singular) fit: this variance is estimated at zero; the term can be dropped.",
+                    )
+                )
+        elif entry.kind == "correlation":
+            rest = float((value.diagonal()[1:] ** 2).min())
+            if rest < 2 * SINGULAR_CORRELATION:
+                corr = (value @ value.T).fill_diagonal_(0.0)
+                worst = float(corr.reshape(-1)[corr.abs().argmax()])
+                out.append(
+                    HealthRecord(
+                        "singular",
+                        "warn",
+                        worst,
+                        1 - SINGULAR_CORRELATION,
+                        entry.name.removesuffix("_cholesky"),
+                        "Boundary (singular) fit: effects are perfectly correlated; simplify the term, e.g. with '||'.",
+                    )
+                )
+    return out
+
+
+def _residual(search: Search, record: Record) -> list[HealthRecord]:
+    role = data_of(record)
+    sd = role.family.gaussian_sd(**role.dispersion)
+    size = float(search.plan.obs.std())
+    if sd is None or float(sd.max()) > 1e-7 * size:
+        return []
+    name = f"{search.plan.response}.sigma"
+    remedy = (
+        "The residual is at its lower bound: the response is an exact function of the predictors; estimates are finite."
+    )
+    return [HealthRecord("residual", "warn", float(sd.max()), 1e-7 * size, name, remedy)]
+
+
+def _separation(search: Search, point: Mapping[str, torch.Tensor], record: Record) -> list[HealthRecord]:
+    role = data_of(record)
+    if role.family.link.name not in ("logit", "probit", "cloglog"):
+        return []
+    out = []
+    for name, design in search.plan.linear.items():
+        labels = search.base.hypers[name].role.labels or tuple(str(k) for k in range(design.shape[1]))
+        spread = design.std(0)
+        reach = point[name] * torch.where(spread > 0, spread, torch.ones_like(spread))
+        for k in np.flatnonzero(reach.abs().numpy() > SEPARATED):
+            out.append(
+                HealthRecord(
+                    "separation",
+                    "warn",
+                    round(float(point[name][k]), 3),
+                    SEPARATED,
+                    labels[k],
+                    "This predictor (nearly) separates the classes, so its coefficient and standard error mean nothing; give it a prior and use criterion='map'.",
+                )
+            )
+    return out
+
+
+def _laplace(search: Search, record: Record, log_likelihood: float) -> list[HealthRecord]:
+    """Compare with quadrature where that is cheap: one grouping factor, one or two effects a group."""
+    plan = search.plan
+    cheap = sum(term.q for term in plan.layout.terms) <= 2 and len(plan.obs) <= CHECK_ROWS
+    if not isinstance(search.bound, BoundLaplace) or not cheap or not plan.latents or plan.moving:
+        return []
+    if data_of(record).family.gaussian_sd(**data_of(record).dispersion) is not None:
+        return []
+    try:
+        bound = GaussHermite(7).bind(search.program, search.args, plan)
+        with torch.no_grad():
+            gap = float(bound.log_marginal(record)) - log_likelihood
+    except (UnsupportedError, NumericalError):
+        return []
+    if abs(gap) <= DOUBTFUL:
+        return []
+    severity = "warn" if abs(gap) > ALARMING else "info"
+    remedy = (
+        "Laplace's approximation is off by this much log-likelihood; use MaximumLikelihood(marginal=GaussHermite(25))."
+    )
+    return [HealthRecord("laplace", severity, round(gap, 4), DOUBTFUL, ", ".join(plan.latents), remedy)]

@@ -1,0 +1,174 @@
+"""The Gaussian approximation around a point estimate: covariances of its parameters, and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyromix.backends.chart import natural_chart
+from pyromix.backends.quasi_newton import Objective, Optimum
+from pyromix.marginal.base import BoundMarginal
+from pyromix.results.estimate import Draws
+from pyromix.running import Program, Site, run
+
+DEGENERATE = 1e-4  # distance from the boundary, on the chart, within which a coordinate has no standard error
+
+
+class PointCovariance(Mapping[str, torch.Tensor]):
+    """Site -> covariance of its flattened value; computed when first asked for.
+
+    Coordinates on the boundary (a zero SD, a perfect correlation) are held there: their own entries are NaN, and the others are
+    conditional on them.
+    """
+
+    def __init__(
+        self, objective: Objective, optimum: Optimum, sites: Mapping[str, Site], given: Mapping[str, torch.Tensor]
+    ) -> None:
+        self._objective, self._optimum, self._sites, self._given = objective, optimum, sites, given
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name in self._given:
+            return self._given[name]
+        jacobian = self._jacobian[name]
+        covariance = jacobian @ self.flat @ jacobian.T
+        dead = (
+            (jacobian[:, ~self.free].abs() > 0).any(1)
+            if not self.free.all()
+            else torch.zeros(len(jacobian), dtype=bool)
+        )
+        covariance[dead, :] = torch.nan
+        covariance[:, dead] = torch.nan
+        return covariance
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._given, *self._sites])
+
+    def __len__(self) -> int:
+        return len(self._given) + len(self._sites)
+
+    @cached_property
+    def _point(self) -> torch.Tensor:
+        return self._objective.flat(self._optimum.t)
+
+    @cached_property
+    def _jacobian(self) -> dict[str, torch.Tensor]:
+        return self._objective.chart.jacobian(self._point)
+
+    @cached_property
+    def free(self) -> torch.Tensor:
+        """Coordinates off the boundary, (size,)."""
+        free = torch.ones(len(self._point), dtype=torch.bool)
+        values = self._objective.chart.values(self._point)
+        for entry in self._objective.chart.entries:
+            part = self._objective.chart.slices[entry.name]
+            if entry.kind == "boundary":
+                free[part] = self._point[part].abs() > DEGENERATE
+            elif entry.kind == "correlation":
+                free[part] = bool((values[entry.name].diagonal() ** 2 > 2 * DEGENERATE).all())
+        return free
+
+    @cached_property
+    def flat(self) -> torch.Tensor:
+        """Covariance on the optimiser's chart, zero in coordinates on the boundary; NaN where it is not a maximum."""
+        size = len(self._point)
+        out = np.zeros((size, size))
+        keep = np.flatnonzero(self.free.numpy())
+        if len(keep):
+            hessian = self._optimum.hessian
+            if hessian is None:
+                hessian = self._objective.hessian(self._optimum.t)
+                self._optimum.hessian = hessian
+            block = hessian[np.ix_(keep, keep)]
+            try:
+                np.linalg.cholesky(block)
+                inverse = np.linalg.inv(block)
+            except np.linalg.LinAlgError:
+                inverse = np.full_like(block, np.nan)
+            unit = self._objective.unit[keep]
+            out[np.ix_(keep, keep)] = inverse * unit[:, None] * unit[None, :]
+        return torch.from_numpy(out)
+
+    @cached_property
+    def natural(self) -> torch.Tensor:
+        """Covariance on the natural chart of the sites, zero in coordinates that do not move."""
+        chart = natural_chart(self._sites)
+        if not chart.size:
+            return torch.zeros(0, 0, dtype=torch.float64)
+
+        def convert(flat: torch.Tensor) -> torch.Tensor:
+            return chart.flat(self._objective.chart.values(flat))
+
+        jacobian = torch.nan_to_num(torch.autograd.functional.jacobian(convert, self._point), posinf=0.0, neginf=0.0)
+        jacobian[:, ~self.free] = 0.0
+        return jacobian @ self.flat @ jacobian.T
+
+
+def point_sampler(
+    program: Program,
+    args: tuple[Any, ...],
+    bound: BoundMarginal,
+    point: Mapping[str, torch.Tensor],
+    covariance: Any,
+    out: tuple[str, ...],
+) -> Callable[[int, int], Draws]:
+    """Draws from the stated approximation: hyper-parameters normal on their natural chart, random effects given the estimates.
+
+    Random effects are drawn from their conditional distribution at the estimated variances, and follow the drawn coefficients.
+    Coefficients that were profiled or integrated out are drawn from ``N(beta, (X^T V^-1 X)^-1)``.
+
+    Parameters
+    ----------
+    covariance
+        Has `natural` (covariance on the natural chart of the sites not in `out`) and, by item, that of the sites in `out`.
+    """
+
+    def draw(n: int, seed: int) -> Draws:
+        generator = torch.Generator().manual_seed(seed)
+        zeros = {name: torch.zeros_like(point[name]) for name in out}
+        with torch.no_grad():
+            record = run(program, args, {**point, **zeros})
+            conditional = bound.conditional(record)
+            draws = _hyper_draws(record.hypers, point, covariance, out, n, generator)
+            shifts = {name: draws[name] - point[name] for name in bound.plan.linear}
+            draws.update(conditional.draw(n, generator, shifts))
+        return draws
+
+    return draw
+
+
+def _hyper_draws(
+    hypers: Mapping[str, Site],
+    point: Mapping[str, torch.Tensor],
+    covariance: Any,
+    out: tuple[str, ...],
+    n: int,
+    generator: torch.Generator,
+) -> Draws:
+    chart = natural_chart({name: site for name, site in hypers.items() if name not in out})
+    centre = chart.flat({entry.name: point[entry.name] for entry in chart.entries})
+    noise = torch.randn(n, chart.size, generator=generator, dtype=torch.float64) @ _root(covariance.natural).T
+    draws: Draws = {}
+    for entry in chart.entries:
+        part = chart.slices[entry.name]
+        if not bool(torch.isfinite(centre[part]).all()) and entry.kind == "correlation":
+            draws[entry.name] = point[entry.name].expand(n, *point[entry.name].shape)
+        else:
+            rows = centre[part] + noise[:, part]
+            draws[entry.name] = torch.stack([entry.forward(row) for row in rows])
+    for name in out:
+        size = point[name].numel()
+        noise = torch.randn(n, size, generator=generator, dtype=torch.float64)
+        draws[name] = point[name] + noise @ _root(covariance[name]).T
+    return draws
+
+
+def _root(matrix: torch.Tensor) -> torch.Tensor:
+    """A square root of a positive semi-definite matrix."""
+    if not matrix.numel():
+        return matrix
+    values, vectors = torch.linalg.eigh(torch.nan_to_num(matrix))
+    return vectors * values.clamp(min=0.0).sqrt()

@@ -1,0 +1,156 @@
+"""Maximise a marginal likelihood over a few hyper-parameters by a quasi-Newton method with exact gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch.distributions import constraints
+from tqdm import tqdm
+
+from pyromix.backends.chart import Chart, optimiser_entry
+from pyromix.backends.scales import Scale
+from pyromix.errors import NumericalError
+from pyromix.marginal.base import BoundMarginal
+from pyromix.running import Program, Record, Site, run
+
+DIFFERENCE = 5e-3  # of a standard error: the step of the differences that give the Hessian
+FAR = 1e10  # added to the objective where it cannot be computed
+PATIENCE = 0.5  # seconds before a progress bar appears
+
+
+@dataclass
+class Objective:
+    """Minus the log marginal likelihood (plus log prior, for MAP) as a function of scaled coordinates.
+
+    ``t`` is measured in approximate standard errors from ``origin`` on the chart.
+    """
+
+    program: Program
+    args: tuple[Any, ...]
+    bound: BoundMarginal
+    chart: Chart
+    origin: np.ndarray
+    unit: np.ndarray
+    fixed: Mapping[str, torch.Tensor]
+    penalty: Callable[[Record], torch.Tensor] | None = None
+    evaluations: int = 0
+    failure: str = ""
+    on_evaluation: Callable[[float], None] | None = None
+    best: float = field(default=float("inf"))
+
+    def flat(self, t: np.ndarray) -> torch.Tensor:
+        """Chart coordinates of a scaled vector."""
+        return torch.from_numpy(self.origin + self.unit * t)
+
+    def record(self, flat: torch.Tensor) -> Record:
+        """A run of the program there."""
+        return run(self.program, self.args, {**self.fixed, **self.chart.values(flat)})
+
+    def __call__(self, t: np.ndarray) -> tuple[float, np.ndarray]:
+        self.evaluations += 1
+        flat = self.flat(t).requires_grad_(True)
+        try:
+            record = self.record(flat)
+            value = -self.bound.log_marginal(record)
+            if self.penalty is not None:
+                value = value - self.penalty(record)
+            (gradient,) = torch.autograd.grad(value, flat)
+            loss, slope = float(value.detach()), gradient.numpy() * self.unit
+            if not np.isfinite(loss) or not np.isfinite(slope).all():
+                raise NumericalError("the marginal likelihood or its gradient is not finite")
+        except NumericalError as error:
+            self.failure = str(error)
+            return min(self.best, FAR) + FAR, np.zeros(self.chart.size)
+        self.best = min(self.best, loss)
+        if self.on_evaluation is not None:
+            self.on_evaluation(loss)
+        return loss, slope
+
+    def hessian(self, t: np.ndarray) -> np.ndarray:
+        """Second derivatives at t by central differences of the gradient, symmetrised."""
+        size = len(t)
+        rows = np.empty((size, size))
+        for k in range(size):
+            step = np.zeros(size)
+            step[k] = DIFFERENCE
+            rows[k] = (self(t + step)[1] - self(t - step)[1]) / (2 * DIFFERENCE)
+        return 0.5 * (rows + rows.T)
+
+
+@dataclass
+class Optimum:
+    """Where the search ended, in scaled coordinates."""
+
+    t: np.ndarray
+    loss: float
+    gradient: np.ndarray
+    inverse: np.ndarray
+    evaluations: int
+    message: str
+    hessian: np.ndarray | None = None
+
+    @property
+    def decrement(self) -> float:
+        """``g^T H^-1 g``: twice the log-likelihood still to be gained, by the quadratic model."""
+        return float(self.gradient @ self.inverse @ self.gradient)
+
+
+def make_chart(
+    sites: Mapping[str, Site],
+    scales: Mapping[str, Scale],
+    rotations: Mapping[str, torch.Tensor],
+    supports: Mapping[str, constraints.Constraint],
+) -> tuple[Chart, np.ndarray]:
+    """The optimiser's chart of the given sites, and the approximate standard error of every coordinate."""
+    entries, units = [], []
+    for name, site in sites.items():
+        entry = optimiser_entry(site, supports[name], scales[name].size, rotations.get(name))
+        entries.append(entry)
+        count = max(scales[name].units, 1.0)
+        size = {"linear": 1.0, "boundary": 1 / np.sqrt(2 * count), "positive": 1 / np.sqrt(2 * count)}
+        units.append(np.full(entry.size, size.get(entry.kind, 1 / np.sqrt(count))))
+    return Chart(entries), np.concatenate(units) if units else np.empty(0)
+
+
+def maximise(objective: Objective, *, max_evaluations: int, tolerance: float, progress: bool) -> Optimum:
+    """BFGS from the origin until the gradient, in standard errors, is below `tolerance`."""
+    size = objective.chart.size
+    start = np.zeros(size)
+    if size == 0:
+        loss, gradient = objective(start)
+        return Optimum(start, loss, gradient, np.eye(0), 1, "nothing to maximise", np.eye(0))
+    with tqdm(desc="maximum likelihood", unit=" evaluations", disable=not progress, delay=PATIENCE, leave=False) as bar:
+        objective.on_evaluation = lambda loss: (bar.set_postfix_str(f"log-likelihood {-loss:.3f}"), bar.update())
+        result = minimize(
+            objective, start, jac=True, method="BFGS", options={"gtol": tolerance, "maxiter": max_evaluations}
+        )
+        objective.on_evaluation = None
+    loss = float(result.fun)
+    return Optimum(result.x, loss, result.jac, result.hess_inv, objective.evaluations, str(result.message))
+
+
+def polish(objective: Objective, optimum: Optimum, steps: int = 3) -> Optimum:
+    """Newton steps on the differenced Hessian, which is kept; a few are enough after BFGS."""
+    for _ in range(steps):
+        hessian = objective.hessian(optimum.t)
+        optimum.hessian = hessian
+        try:
+            np.linalg.cholesky(hessian)
+        except np.linalg.LinAlgError:
+            return optimum
+        optimum.inverse = np.linalg.inv(hessian)
+        if optimum.decrement < 1e-9:
+            return optimum
+        t = optimum.t - optimum.inverse @ optimum.gradient
+        loss, gradient = objective(t)
+        if not loss <= optimum.loss:
+            return optimum
+        optimum = Optimum(t, loss, gradient, optimum.inverse, objective.evaluations, optimum.message, hessian)
+        if optimum.decrement < 1e-9:
+            return optimum
+    return optimum
