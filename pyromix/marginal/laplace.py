@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pyromix.errors import NumericalError
-from pyromix.families.base import AbstractFamily
 from pyromix.linalg import selected
 from pyromix.linalg.block import Arrays, Factor, Layout
 from pyromix.linalg.newton import ascend
@@ -29,6 +28,9 @@ from pyromix.marginal.conditional import gaussian_conditional, shift_map
 from pyromix.marginal.generic import BoundGeneric
 from pyromix.marginal.plan import Plan, data_of, slot_designs
 from pyromix.running import Program, Record
+
+if TYPE_CHECKING:
+    from pyromix.families.base import AbstractFamily
 
 
 class Laplace(AbstractMarginal):
