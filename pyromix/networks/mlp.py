@@ -126,7 +126,7 @@ class MLP(nn.Module):
             raise ConfigError(f"MLP.build(n_inputs={n_inputs}): the module has no input; give it at least one column.")
         if self.standardize and inputs is None:
             raise ConfigError(
-                "MLP.build(inputs=None): standardize=True needs the training columns; pass them as inputs=, (n, n_inputs)."
+                "MLP.build(inputs=None): standardize=True needs the training columns; pass inputs=, shape (n, p)."
             )
         mean, sd = _scale(inputs, n_inputs) if self.standardize and inputs is not None else _unit_scale(n_inputs)
         self._create(n_inputs, mean, sd)
