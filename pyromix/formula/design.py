@@ -327,5 +327,4 @@ def _with_terms(parts: dict[str, Any]) -> dict[str, Any]:
 def _tensor(array: np.ndarray | None) -> torch.Tensor | None:
     if array is None:
         return None
-    # a copy where the memory may belong to the caller's frame
-    return torch.from_numpy(array if array.flags.writeable and array.flags.owndata else np.array(array))
+    return torch.from_numpy(array if array.flags.writeable else np.array(array))

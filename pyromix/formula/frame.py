@@ -300,7 +300,7 @@ def align(value: Any, argument: str, frame: pd.DataFrame) -> np.ndarray | None:
             f"{label}: {shown(series.iloc[0])} at {rows.describe(0)} ({series.dtype}) is not a number. Pass numbers."
         )
     try:
-        return series.to_numpy(dtype=np.float64, na_value=np.nan)
+        return series.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
     except (TypeError, ValueError):
         bad = next(i for i, item in enumerate(series) if isinstance(item, str) or not np.isscalar(item))
         raise DataError(f"{label}: {series.iloc[bad]!r} at {rows.describe(bad)} is not a number.") from None

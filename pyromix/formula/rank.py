@@ -8,7 +8,7 @@ import numpy as np
 
 TOLERANCE = 1e-7  # lme4's; relative to the column's own norm
 _ROUNDING = 1e-13  # a column's spread about its mean below this share of its size is rounding, not information
-_CLEAR = 1e-6  # smallest relative squared residual at which the cheap test is beyond doubt
+_CLEAR = 1e-6  # smallest share of a column's squared norm left over at which the cheap test is beyond doubt
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,31 @@ def aliases(x: np.ndarray, intercept: bool) -> list[Alias]:
     n, p = x.shape
     if p == 0 or (intercept and p == 1):
         return []
+    if n >= p and _clearly_independent(x, intercept):
+        return []
     start = 1 if intercept else 0
     size = np.sqrt(np.einsum("ij,ij->j", x, x))
     work = x[:, start:] - x[:, start:].mean(axis=0) if intercept else x
     norm = np.sqrt(np.einsum("ij,ij->j", work, work))
     live = norm > _ROUNDING * np.sqrt(n) * size[start:]
-    if live.all() and n >= p and _clearly_independent(work / norm):
-        return []
     scaled = work / np.where(live, norm, 1.0)
     scaled[:, ~live] = 0.0
     return _eliminate(_triangle(scaled), start)
 
 
-def _clearly_independent(scaled: np.ndarray) -> bool:
+def _clearly_independent(x: np.ndarray, intercept: bool) -> bool:
     """Cheap test by the Gram matrix; that squares the condition number, so it says yes only when far from doubt."""
-    gram = scaled.T @ scaled
+    gram = x.T @ x
+    size = np.diag(gram).copy()
+    if intercept:
+        gram = (gram - np.outer(gram[0], gram[0]) / gram[0, 0])[1:, 1:]
+        size = size[1:]
+    spread = np.diag(gram)
+    if not (spread > _CLEAR * size).all():
+        return False
+    norm = np.sqrt(spread)
     try:
-        factor = np.linalg.cholesky(gram)
+        factor = np.linalg.cholesky(gram / np.outer(norm, norm))
     except np.linalg.LinAlgError:
         return False
     return bool((np.diag(factor) ** 2).min() > _CLEAR)
