@@ -66,6 +66,8 @@ class Estimate:
         The backend's configuration as plain values (JSON).
     sample_stats
         ArviZ's canonical names -> (chain, draw) arrays, for samplers.
+    state
+        Tensors that the backend needs to make `draw` again when the estimate is loaded from a file.
     n_draws
         Draws at hand for ``kind="draws"``; ``None`` where any number can be made.
     chains
@@ -85,6 +87,7 @@ class Estimate:
     health: tuple[HealthRecord, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     sample_stats: Mapping[str, Any] | None = None
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
     n_draws: int | None = None
     chains: int = 1
 

@@ -136,7 +136,7 @@ class _Names:
     def of(cls, fit: Fit) -> _Names:
         record = fit.record
         taken = {*record.hypers, *record.latents, *record.data, *record.deterministic, "chain", "draw"}
-        names = cls(record, taken)
+        names = cls(record, {_netcdf(name) for name in taken})
         index = getattr(fit.args[0], "index", None) if fit.args else None
         for name, site in record.data.items():
             dim = "obs_id" if len(record.data) == 1 else f"{name}_obs_id"

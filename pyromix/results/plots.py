@@ -198,7 +198,7 @@ def _panels(
 def _column_count(count: int) -> int:
     """Columns of a grid near the golden section, with as few empty panels as possible."""
     near = max(1, round((count * 1.5) ** 0.5))
-    return min(range(max(1, near - 1), near + 2), key=lambda k: ((-count) % k, abs(k - near)))
+    return min(range(max(1, near - 1), near + 2), key=lambda k: ((-count) % k, abs(k - near), -k))
 
 
 def _legend(figure: Figure, entries: list[tuple[str, str, str]]) -> None:

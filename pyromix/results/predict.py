@@ -94,7 +94,7 @@ class Rows:
         if missing is not None and bool(missing.any()):
             # a network would refuse NaN inputs, and one row must not cost the others their prediction
             whole = ~np.asarray(missing)
-            args = (fit.new_design(_take(data, whole)),)
+            args = (fit.new_design(_take(data, whole)),) if whole.any() else args
         unseen = getattr(args[0], "unseen", None) if args else None
         return cls(args, index, unseen if isinstance(unseen, Mapping) else {}, policy, whole)
 
@@ -185,8 +185,10 @@ def _unseen_message(name: str, role: Latent, rows: Rows) -> str:
 
 
 # -- running ----------------------------------------------------------------------------------------------------------
-def _run(fit: Fit, rows: Rows, values: dict[str, torch.Tensor], append: str) -> tuple[Record, set[str]]:
-    """One run at the rows: the record, and the effects that met new levels."""
+def _run(
+    fit: Fit, rows: Rows, values: dict[str, torch.Tensor], append: str, seed: int | None = None
+) -> tuple[Record, set[str]]:
+    """One run at the rows: the record, and the effects that met new levels; `seed` is that of appended prior draws."""
     known = {name: value for name, value in values.items() if name in fit.record.latents}
     others = {name: value for name, value in values.items() if name not in known}
     effects = _Effects(known, rows, append)
@@ -196,7 +198,7 @@ def _run(fit: Fit, rows: Rows, values: dict[str, torch.Tensor], append: str) -> 
             fit.program(*args)
 
     with torch.no_grad():
-        return run(program, rows.args, others), effects.appended
+        return run(program, rows.args, others, seed=seed), effects.appended
 
 
 def response_site(record: Record) -> Site:
@@ -267,9 +269,7 @@ def _enters_linearly(
     fit: Fit, rows: Rows, values: dict[str, torch.Tensor], maps: dict[str, RowMap], eta: torch.Tensor, seed: int
 ) -> bool:
     """Whether the predictor is affine in the new levels' effects through the declared row maps: probe and compare."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        record, _ = _run(fit, rows, values, append="prior")
+    record, _ = _run(fit, rows, values, append="prior", seed=seed)
     probe = eta
     for name, row_map in maps.items():
         u = record.latents[name].value.clone()
@@ -284,12 +284,10 @@ def _enters_linearly(
 def _average(fit: Fit, rows: Rows, kind: str, values: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
     """Mean over draws of new effects that enter through a network; the same seed gives the same draws."""
     total = None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for _ in range(INTERVAL_DRAWS):
-            site = response_site(_run(fit, rows, values, append="prior")[0])
-            value = site.role.eta if kind == "linear" else _mean(site, site.role.eta)
-            total = value if total is None else total + value
+    for each in _seeds(seed, INTERVAL_DRAWS):
+        site = response_site(_run(fit, rows, values, append="prior", seed=each)[0])
+        value = site.role.eta if kind == "linear" else _mean(site, site.role.eta)
+        total = value if total is None else total + value
     return total / INTERVAL_DRAWS
 
 
@@ -337,12 +335,13 @@ def _sites_at_draws(fit: Fit, rows: Rows, wanted: int | None, seed: int) -> Iter
     """The response site at each draw, with new levels drawn from their prior under that draw's hyper-parameters."""
     n = len(response_site(_run(fit, rows, _values(fit), append="zero")[0]).role.eta)
     count = _draw_count(fit, wanted or fit.n_draws, n)
-    generator = torch.Generator().manual_seed(seed)
-    for values in _at_draws(fit, count, seed):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            record, _ = _run(fit, rows, values, append="prior")
-        yield response_site(record)
+    for values, each in zip(_at_draws(fit, count, seed), _seeds(seed, count), strict=True):
+        yield response_site(_run(fit, rows, values, append="prior", seed=each)[0])
+
+
+def _seeds(seed: int, count: int) -> list[int]:
+    """Independent seeds for the runs of a program."""
+    return torch.randint(2**62, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def _interval(fit: Fit, rows: Rows, level: float, seed: int) -> pd.DataFrame:

@@ -227,7 +227,7 @@ def unpack(packed: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 # -- estimates --------------------------------------------------------------------------------------------------------
-_TENSORS = ("point", "latents", "latent_sd", "covariance")
+_TENSORS = ("point", "latents", "latent_sd", "covariance", "state")
 
 
 def estimate_to_payload(estimate: Estimate) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
