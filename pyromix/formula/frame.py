@@ -187,7 +187,8 @@ def value_column(series: pd.Series, name: str, role: str, rows: Rows) -> Column:
     if _is_object(series):
         kinds = pd.api.types.infer_dtype(series, skipna=True)
         if kinds in ("integer", "floating", "mixed-integer-float", "decimal", "empty"):
-            return _number_column(pd.to_numeric(series.astype("float64")), name, role, rows)
+            floats = [np.nan if value is None or pd.isna(value) else float(value) for value in series]
+            return _number_column(pd.Series(floats, index=series.index), name, role, rows)
         if kinds in ("datetime", "datetime64", "date", "timedelta", "timedelta64", "period", "time", "complex"):
             raise DataError(
                 f"{where}: {kinds} values, not numbers, first {shown(series.iloc[0])} at "

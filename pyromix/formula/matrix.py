@@ -26,8 +26,6 @@ class ModelMatrix:
         Term name to its slice of the columns.
     numeric_only
         One flag a column: whether no factor takes part in it.
-    factors_of
-        One tuple a column: the factors' names, for messages.
     """
 
     def __init__(self, rhs: str, formula: Formula, functions: Mapping[str, Callable], data: Mapping[str, Any]) -> None:
@@ -84,7 +82,7 @@ class ModelMatrix:
         self.numeric_only = tuple(flags)
 
     def categorical_terms(self) -> dict[str, tuple[str, ...]]:
-        """Columns' slices that cross two or more factors: term name to the factors' codes."""
+        """Terms that cross two or more factors, with the names of these."""
         if self._info is None:
             return {}
         out = {}

@@ -171,8 +171,6 @@ def _signed(tokens: list[Token]) -> list[tuple[str, list[Token]]]:
                 out.append(("", []))
                 continue
             raise fail(sign, "an operand is missing after it")
-        if sign is not None and out and not out[-1][1] and out[-1][0]:
-            raise fail(sign, "two signs in a row")
         out.append((sign.text if sign else "+", part))
     return [(sign, part) for sign, part in out if part]
 
@@ -216,8 +214,6 @@ class _Reader:
             elif _called(term) == "offset":
                 self._offset(sign, term)
             else:
-                if len(term) == 1 and term[0].text == ".":
-                    raise fail(term[0], "'.' is not supported; name the columns")
                 self.usage["fixed"].merge(self.checker.terms(term))
                 self.fixed.append((sign, render(term)))
 

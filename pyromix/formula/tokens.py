@@ -26,7 +26,7 @@ _PATTERN = re.compile(
     re.VERBOSE,
 )
 _REASON = {
-    ".": "attributes are not allowed; a column whose name holds a dot needs backquotes, as in `my.column`",
+    ".": "attributes are not allowed, nor '.' for all columns: name them. A dotted name needs backquotes: `my.column`",
     "`": "a backquoted name is not closed, or is empty",
     '"': "a string is not closed, or holds a backslash",
     "'": "a string is not closed, or holds a backslash",

@@ -284,6 +284,20 @@ CASES: dict[str, Case] = {
     "unknown contrast level": Case(
         frame(), DataError, ("C\\(f, Treatment\\('q'\\)\\)", "q"), "y ~ C(f, Treatment('q'))"
     ),
+    "intercept in a product": Case(frame(), FormulaError, (r"'x \* 1'", "intercept"), "y ~ x * 1"),
+    "a term with a minus": Case(frame(), FormulaError, ("'-x'", "minus"), "y ~ -x"),
+    "a minus in a product": Case(frame(), FormulaError, ("'x \\* -z'", "minus"), "y ~ x * -z"),
+    "mixed types": Case(
+        frame(g=pd.Series([1, pd.Timestamp("2020-01-01")] * 12, dtype=object).to_numpy()),
+        DataError, ("'g'", "Timestamp, int"),
+    ),
+    "weights of mixed cells": Case(
+        frame(), DataError, ("offset", "'b'", "row 'r1'"),
+        arguments={"offset": np.array([1.0, "b"] + [2.0] * 22, dtype=object)},
+    ),
+    "matrix in scale": Case(
+        frame(), DataError, (r"scale\(\.\.\.\): shape \(24, 2\)",), "y ~ scale(poly(x, 2))"
+    ),
     "unknown missing option": Case(
         frame(), ConfigError, ("missing='skip'", "'error', 'drop'"), arguments={"missing": "skip"}
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -77,6 +78,20 @@ def test_types_of_predictors_do_not_matter(data: pd.DataFrame) -> None:
     assert design.columns == expected.columns
     assert torch.equal(design.x, expected.x)
     assert torch.equal(design.terms[0].index, expected.terms[0].index)
+
+
+def test_numbers_in_object_columns(data: pd.DataFrame) -> None:
+    expected = quiet("y ~ k", data).x
+    for values in ([Decimal(int(k)) for k in data["k"]], data["k"].tolist()):
+        assert torch.equal(quiet("y ~ k", data.assign(k=pd.Series(values, index=data.index, dtype=object))).x, expected)
+    holes = pd.Series([pd.NA, *data["k"].tolist()[1:]], index=data.index, dtype=object)
+    assert torch.equal(quiet("y ~ k", data.assign(k=holes), missing="drop").x, expected[1:])
+
+
+def test_signs_and_constants_in_row_by_row_expressions(data: pd.DataFrame) -> None:
+    design = quiet("I(-y + 2) ~ x + offset(-(+z)) + offset(I(x * 2 - 1))", data)
+    np.testing.assert_allclose(design.y.numpy(), 2 - data["y"])  # type: ignore[union-attr]
+    np.testing.assert_allclose(design.offset.numpy(), -data["z"] + 2 * data["x"] - 1)  # type: ignore[union-attr]
 
 
 def test_mappings_and_objects_with_to_pandas(data: pd.DataFrame) -> None:

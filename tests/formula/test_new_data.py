@@ -233,6 +233,8 @@ def test_offsets_of_new_data(data: pd.DataFrame) -> None:
     np.testing.assert_allclose(given.new(new, offset=new["z"]).offset.numpy(), expected)  # type: ignore[union-attr]
     with pytest.raises(DataError, match="offset.*new data need theirs"):
         given.new(new)
+    with pytest.raises(DataError, match="offset: 1 infinite value, first inf at row 'r1'"):
+        given.new(new, offset=[1, np.inf, 1, 1, 1, 1])
     assert fit("y ~ x", data).new(new).offset is None
 
 
