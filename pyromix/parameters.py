@@ -225,7 +225,10 @@ def decode(value: Any) -> Any:
     name = value.get("distribution")
     if name not in _PRIORS:
         raise ConfigError(f"saved prior {name!r} is unknown; known ones: {', '.join(_PRIORS)}.")
-    args = {key: _number(key, value["args"][key]) for key in _PRIORS[name]}
+    saved = value.get("args")
+    if not isinstance(saved, Mapping) or set(saved) != set(_PRIORS[name]):
+        raise ConfigError(f"saved prior {name} has arguments {saved!r}, expected {', '.join(_PRIORS[name])}.")
+    args = {key: _number(key, saved[key]) for key in _PRIORS[name]}
     prior = getattr(dist, name)(**args)
     return prior.to_event(value["to_event"]) if "to_event" in value else prior
 

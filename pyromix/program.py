@@ -25,6 +25,8 @@ def observe(
     offset: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
+    *,
+    precision: torch.Tensor | None = None,
     **dispersion: Any,
 ) -> torch.Tensor:
     r"""Observe a response through a family: :math:`y_n \sim F(h(\eta_n + o_n), \phi)`.
@@ -49,6 +51,8 @@ def observe(
         Frequency weights ``(n,)``: row i counts ``weights[i]`` times.
     mask
         Boolean ``(n,)``: rows that are False do not count; their ``obs`` may hold anything finite.
+    precision
+        Precision weights ``(n,)`` of a response with a residual variance: row i has SD ``sigma / sqrt(precision[i])``.
     **dispersion
         Values for the family's dispersion parameters (``sigma=``), numbers or tensors; those not named are sampled.
 
@@ -64,9 +68,11 @@ def observe(
     if not isinstance(family, AbstractFamily):
         raise ConfigError(f"observe({name!r}): family={family!r} is no family; pass an instance: pyromix.Gaussian().")
     eta = float64(eta, f"observe({name!r}): eta")
-    rows = {"obs": obs, "trials": trials, "offset": offset, "weights": weights, "mask": mask}
-    obs, trials, offset, weights, mask = _rows(name, eta, rows)
+    rows = {"obs": obs, "trials": trials, "offset": offset, "weights": weights, "precision": precision, "mask": mask}
+    obs, trials, offset, weights, precision, mask = _rows(name, eta, rows)
     values = _dispersion(name, family, dispersion, len(eta))
+    if precision is not None:
+        values = family.weigh(values, precision)
     if offset is not None:
         eta = eta + offset
     role = Data(family, eta, obs, trials, weights, mask, values)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
+
+from pyromix.results import Fit
 from pyromix.results.estimate import Estimate
-from pyromix.running import Program
+from pyromix.running import Program, Record, run
 
 
 class AbstractBackend(ABC):
     """Fits a program to data.
 
-    A backend is `estimate`. It sees the program through its sites alone: roles, distributions, values. The facade wraps the
+    A backend is `estimate`. It sees the program through its sites alone: roles, distributions, values. `fit` wraps the
     estimate into a `pyromix.Fit`, which does everything that comes after inference.
     """
 
@@ -27,3 +30,21 @@ class AbstractBackend(ABC):
         progress
             Show a progress bar on long work.
         """
+
+    def fit(self, program: Program, data: Any, *, seed: int = 0, progress: bool = True) -> Fit:
+        """Fit ``program(data)``, and wrap the estimate; the response is checked by its family first."""
+        args = (data,)
+        check_responses(run(program, args, hypers="moderate", seed=seed))
+        return Fit(self.estimate(program, args, seed=seed, progress=progress), program, args)
+
+
+def check_responses(record: Record) -> None:
+    """Let every family refuse a response it cannot have; rows that do not count are not looked at."""
+    for name, site in record.data.items():
+        role = site.role
+        if role.obs is None:
+            continue
+        keep = torch.ones(len(role.obs), dtype=torch.bool) if role.mask is None else role.mask
+        trials = None if role.trials is None else role.trials[keep].numpy()
+        rows = keep.nonzero()[:, 0]
+        role.family.check_response(role.obs[keep].numpy(), trials, lambda k, rows=rows: f"row {int(rows[k])}", name)

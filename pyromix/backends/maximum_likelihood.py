@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyromix.backends import diagnose
 from pyromix.backends.base import AbstractBackend
 from pyromix.backends.chart import natural_chart
-from pyromix.backends.point import PointCovariance, point_sampler
+from pyromix.backends.point import LazyState, PointCovariance, point_sampler
 from pyromix.backends.quasi_newton import Objective, Optimum, make_chart, maximise, polish
 from pyromix.backends.scales import hyper_scales
 from pyromix.backends.training import Trained, Training, train
@@ -255,5 +255,10 @@ class Search:
             n_parameters=kept + weights,
             status=status,
             health=tuple(findings),
-            settings={**self.backend.settings(self.marginal), "evaluations": self.objective.evaluations},
+            settings={
+                **self.backend.settings(self.marginal),
+                "out": list(self.out),
+                "evaluations": self.objective.evaluations,
+            },
+            state=LazyState(covariance),
         )

@@ -172,3 +172,21 @@ def _root(matrix: torch.Tensor) -> torch.Tensor:
         return matrix
     values, vectors = torch.linalg.eigh(torch.nan_to_num(matrix))
     return vectors * values.clamp(min=0.0).sqrt()
+
+
+class LazyState(Mapping[str, torch.Tensor]):
+    """What `point_sampler` needs again after loading; computed when the estimate is saved."""
+
+    def __init__(self, covariance: PointCovariance) -> None:
+        self._covariance = covariance
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name != "natural":
+            raise KeyError(name)
+        return self._covariance.natural
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("natural",))
+
+    def __len__(self) -> int:
+        return 1

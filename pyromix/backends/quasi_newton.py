@@ -125,7 +125,7 @@ def maximise(objective: Objective, *, max_evaluations: int, tolerance: float, pr
         loss, gradient = objective(start)
         return Optimum(start, loss, gradient, np.eye(0), 1, "nothing to maximise", np.eye(0))
     with tqdm(desc="maximum likelihood", unit=" evaluations", disable=not progress, delay=PATIENCE, leave=False) as bar:
-        objective.on_evaluation = lambda loss: (bar.set_postfix_str(f"log-likelihood {-loss:.3f}"), bar.update())
+        objective.on_evaluation = lambda loss: (bar.set_postfix_str(f"log-likelihood {-loss:.3f}", refresh=False), bar.update())
         result = minimize(
             objective, start, jac=True, method="BFGS", options={"gtol": tolerance, "maxiter": max_evaluations}
         )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pyro.distributions import Distribution
 
+from pyromix.errors import ConfigError
 from pyromix.families.links import Link, link_named
 from pyromix.families.responses import refuse_constant, refuse_not_finite
 from pyromix.parameters import Parameter
@@ -87,6 +88,13 @@ class AbstractFamily(ABC):
     def gaussian_sd(self, **dispersion: torch.Tensor) -> torch.Tensor | None:
         """SD of the response about eta if it is Gaussian with identity link, else ``None``."""
         return None
+
+    def weigh(self, dispersion: dict[str, torch.Tensor], precision: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Dispersion by row under precision weights (n,); only families with a residual variance have one."""
+        raise ConfigError(
+            f"precision_weights: {type(self).__name__} has no residual variance for them to divide; use "
+            "frequency_weights to count a row several times, or cbind(successes, failures) for trials."
+        )
 
     def config(self) -> dict[str, Any]:
         """Class and constructor arguments as plain JSON values; `pyromix.families.from_config` reads them back."""

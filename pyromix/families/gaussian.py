@@ -52,6 +52,9 @@ class Gaussian(AbstractFamily):
     ) -> dist.Distribution:
         return dist.Normal(self.link.inverse(eta), dispersion["sigma"])
 
+    def weigh(self, dispersion: dict[str, torch.Tensor], precision: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {**dispersion, "sigma": dispersion["sigma"] / precision.sqrt()}
+
     def gaussian_sd(self, **dispersion: torch.Tensor) -> torch.Tensor | None:
         return dispersion["sigma"] if self.link.name == "identity" else None
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import softplus
 
 from pyromix.errors import ConfigError
-from pyromix.families.normal_cdf import log_ndtr, log_ndtr_derivatives
+from pyromix.families.normal_cdf import SQRT_HALF, log_ndtr, log_ndtr_derivatives
 
 Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -140,6 +140,10 @@ def _identity(eta: torch.Tensor) -> torch.Tensor:
     return eta
 
 
+def _probit_inverse(eta: torch.Tensor) -> torch.Tensor:
+    return 0.5 * torch.erfc(-SQRT_HALF * eta)  # torch's ndtr is 0 below -9
+
+
 def _cloglog_inverse(eta: torch.Tensor) -> torch.Tensor:
     return -torch.expm1(-torch.exp(eta))
 
@@ -148,7 +152,7 @@ LINKS: dict[str, Link] = {
     "identity": Link("identity", _identity),
     "log": Link("log", torch.exp),
     "logit": Logit("logit", torch.sigmoid),
-    "probit": Probit("probit", torch.special.ndtr),
+    "probit": Probit("probit", _probit_inverse),
     "cloglog": Cloglog("cloglog", _cloglog_inverse),
 }
 

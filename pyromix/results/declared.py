@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,12 +66,12 @@ def term_covariance(site: Site) -> np.ndarray:
     """Covariance of one level's effects, (q, q); where levels differ or depend on each other, its mean over levels."""
     operator = site.fn.operator
     if operator.block is not None:
-        factor = _numpy(operator.block)
+        factor = numpy_of(operator.block)
         return factor @ factor.T
     levels, q = operator.shape
     if levels * q > MAX_DENSE:
         return np.full((q, q), np.nan)
-    dense = _numpy(operator.dense()).reshape(levels, q, levels, q)
+    dense = numpy_of(operator.dense()).reshape(levels, q, levels, q)
     return np.einsum("lalb->ab", dense) / levels
 
 
@@ -109,10 +109,6 @@ def values_of(estimate: Any) -> dict[str, torch.Tensor]:
     return {**estimate.point, **estimate.latents}
 
 
-def numpy_of(values: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Tensors as float64 arrays."""
-    return {name: _numpy(value) for name, value in values.items()}
-
-
-def _numpy(value: torch.Tensor) -> np.ndarray:
+def numpy_of(value: torch.Tensor) -> np.ndarray:
+    """A tensor as a float64 array."""
     return np.asarray(value.detach().cpu().numpy(), dtype=np.float64)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy.special import ndtri
 
 from pyromix.errors import ConfigError, DataError
 from pyromix.results import declared
-from pyromix.results.predict import response_site
+from pyromix.results.predict import population_mean, response_site
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 INK, GREY, GRID = "#22303c", "#8795a1", "#e4e9ed"
 GROUP, POPULATION = "#1f6fb2", "#c9562b"
-BAND_DRAWS = 300
+GRID_POINTS = 60
 
 
 def plot_fitted(fit: Fit, x: str | None, group: str | None, groups: Sequence[Any] | int) -> Figure:
@@ -29,23 +31,19 @@ def plot_fitted(fit: Fit, x: str | None, group: str | None, groups: Sequence[Any
     label, column = _column(fit, x)
     group = _group(fit, group)
     effect = declared.effects_of(fit.record, group)[0]
-    index = effect.role.rows.index
-    if index.dim() != 1:
+    if effect.role.rows.index.dim() != 1:
         raise DataError(f"plot_fitted(group={group!r}): rows belong to several levels at once; choose another group.")
+    index = effect.role.rows.index.numpy()
     shown = _levels(fit, group, effect, groups)
     y = site.role.obs.numpy() / (1.0 if site.role.trials is None else site.role.trials.numpy())
-    fitted = fit.fitted()
-    population = _population(fit)
-    band = np.quantile(fit.predict(kind="draws").to_numpy().reshape(-1, len(y)), [0.05, 0.95], axis=0)
+    curves = _curves(fit, label, column, index, shown)
     figure, axes = _panels(len(shown), width=2.5, height=2.25, sharey=True)
-    for axis, code in zip(axes, shown, strict=False):
-        rows = np.flatnonzero(index.numpy() == code)
-        rows = rows[np.argsort(column[rows], kind="stable")]
-        at = column[rows]
-        axis.fill_between(at, band[0][rows], band[1][rows], color=GROUP, alpha=0.18, linewidth=0)
-        axis.plot(at, population[rows], color=POPULATION, linewidth=1.3, linestyle=(0, (5, 2)))
-        axis.plot(at, fitted[rows], color=GROUP, linewidth=1.9)
-        axis.plot(at, y[rows], "o", color=INK, markersize=3.2, alpha=0.75, markeredgewidth=0)
+    for axis, code, curve in zip(axes, shown, curves, strict=True):
+        axis.fill_between(curve.x, curve.lower, curve.upper, color=GROUP, alpha=0.18, linewidth=0)
+        axis.plot(curve.x, curve.population, color=POPULATION, linewidth=1.3, linestyle=(0, (5, 2)))
+        axis.plot(curve.x, curve.mean, color=GROUP, linewidth=1.9)
+        rows = np.flatnonzero(index == code)
+        axis.plot(column[rows], y[rows], "o", color=INK, markersize=3.2, alpha=0.75, markeredgewidth=0)
         axis.set_title(str(effect.role.levels[code]), fontsize=9, color=INK, loc="left", pad=3)
     _legend(figure, [("data", INK, "o"), (f"{group} (90 % interval)", GROUP, "-"), ("population", POPULATION, "--")])
     figure.supxlabel(label, fontsize=10, color=INK)
@@ -155,11 +153,63 @@ def _levels(fit: Fit, group: str, effect: Any, groups: Sequence[Any] | int) -> l
     return [levels.index(level) for level in groups]
 
 
-def _population(fit: Fit) -> np.ndarray:
-    """Expected response with every random effect at zero."""
-    record = fit.run({**fit.estimate.point, **{name: v * 0 for name, v in fit.estimate.latents.items()}})
-    role = response_site(record).role
-    return role.family.mean(role.eta, **role.dispersion).numpy()
+@dataclass(frozen=True)
+class _Curve:
+    """One group's expected response along the horizontal axis, its interval, and the population's."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    population: np.ndarray
+
+
+def _curves(fit: Fit, label: str, column: np.ndarray, index: np.ndarray, shown: list[int]) -> list[_Curve]:
+    """Curves on a grid where a formula's data frame allows one, else at the rows of the data."""
+    grid = _grid(fit, label, index, shown)
+    try:
+        mean, draws = fit.predict(grid), fit.predict(grid, kind="draws")
+    except DataError:  # the design needs more than its columns, such as an offset by row
+        grid = None
+        mean, draws = fit.predict(), fit.predict(kind="draws")
+    if grid is None:
+        order = np.argsort(column, kind="stable")
+        parts = [order[index[order] == code] for code in shown]
+        at = column
+    else:
+        parts = np.split(np.arange(len(grid)), len(shown))
+        at = grid[label].to_numpy(dtype=float)
+    lower, upper = np.quantile(draws.to_numpy().reshape(-1, len(mean)), [0.05, 0.95], axis=0)
+    population = population_mean(fit, grid)
+    return [_Curve(at[p], mean[p], lower[p], upper[p], population[p]) for p in parts]
+
+
+def _grid(fit: Fit, label: str, index: np.ndarray, shown: list[int]) -> pd.DataFrame | None:
+    """Rows along `label` for every level shown, its other columns at the level's median or most frequent value."""
+    if fit.design is None or fit.new_design is None or not hasattr(fit.design, "frame"):
+        return None
+    raw = {name: np.asarray(values) for name, values in fit.design.frame().items()}
+    if label not in raw or raw[label].dtype.kind not in "iuf":
+        return None
+    low, high = raw[label].min(), raw[label].max()
+    parts = []
+    for code in shown:
+        rows = index == code
+        part = {name: np.repeat(_typical(values[rows]), GRID_POINTS) for name, values in raw.items()}
+        parts.append(pd.DataFrame({**part, label: np.linspace(low, high, GRID_POINTS)}))
+    frame = pd.concat(parts, ignore_index=True)
+    for name, categories in fit.design.categories.items():
+        frame[name] = pd.Categorical(frame[name], categories=list(categories))
+    return frame
+
+
+def _typical(values: np.ndarray) -> np.ndarray:
+    """One value that stands for many, of their type, as an array of length one."""
+    if values.dtype.kind == "f":
+        return np.array([np.median(values)])
+    found, counts = np.unique(values.astype(str) if values.dtype == object else values, return_counts=True)
+    most = found[counts.argmax()]
+    return values[(values.astype(str) if values.dtype == object else values) == most][:1]
 
 
 def _running_mean(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

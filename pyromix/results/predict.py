@@ -12,6 +12,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 
 from pyromix.errors import ConfigError, UnseenLevelError, UnsupportedError
+from pyromix.results.declared import numpy_of, values_of
 from pyromix.results.quadrature import gaussian_mean
 from pyromix.running import Record, Site, run
 from pyromix.sites import Latent, RowMap, annotation
@@ -213,10 +214,6 @@ def _mean(site: Site, eta: torch.Tensor) -> torch.Tensor:
     return site.role.family.mean(eta, **site.role.dispersion)
 
 
-def _values(fit: Fit) -> dict[str, torch.Tensor]:
-    return {**fit.estimate.point, **fit.estimate.latents}
-
-
 def _at_draws(fit: Fit, count: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
     draws = fit.draws(count, seed)
     for s in progress(range(count)):
@@ -235,16 +232,24 @@ def _draw_count(fit: Fit, wanted: int, n: int) -> int:
     return min(fit.estimate.n_draws or wanted, limit)
 
 
+def population_mean(fit: Fit, data: Any = None) -> np.ndarray:
+    """Expected response with every random effect at zero, (n,)."""
+    rows = Rows.of(fit, data, "zero")
+    zeros = {name: torch.zeros_like(value) for name, value in fit.estimate.latents.items()}
+    site = response_site(_run(fit, rows, {**fit.estimate.point, **zeros}, append="zero")[0])
+    return rows.scatter(numpy_of(_mean(site, site.role.eta)))
+
+
 # -- kinds ------------------------------------------------------------------------------------------------------------
 def _point(fit: Fit, rows: Rows, kind: str, seed: int) -> np.ndarray:
     """Plug-in at the conditional modes for a point fit, the average over draws otherwise."""
     if fit.estimate.kind != "draws":
-        return rows.scatter(_numpy(_plug_in(fit, rows, kind, _values(fit), seed)))
+        return rows.scatter(numpy_of(_plug_in(fit, rows, kind, values_of(fit.estimate), seed)))
     total, count = None, fit.n_draws
     for values in _at_draws(fit, count, seed):
         value = _plug_in(fit, rows, kind, values, seed)
         total = value if total is None else total + value
-    return rows.scatter(_numpy(total / count))
+    return rows.scatter(numpy_of(total / count))
 
 
 def _plug_in(fit: Fit, rows: Rows, kind: str, values: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
@@ -314,7 +319,7 @@ def new_level_variance(rows: RowMap, block: torch.Tensor) -> torch.Tensor:
 
 
 def _draws(fit: Fit, rows: Rows, seed: int) -> xarray.DataArray:
-    means = np.stack([_numpy(_mean(site, site.role.eta)) for site in _sites_at_draws(fit, rows, None, seed)])
+    means = np.stack([numpy_of(_mean(site, site.role.eta)) for site in _sites_at_draws(fit, rows, None, seed)])
     means = rows.scatter(means, axis=1)
     chains = fit.estimate.chains if len(means) % fit.estimate.chains == 0 else 1
     return _array(rows, means, chains, {"inference": fit.estimate.inference})
@@ -333,7 +338,7 @@ def _array(rows: Rows, means: np.ndarray, chains: int, attrs: dict[str, Any]) ->
 
 def _sites_at_draws(fit: Fit, rows: Rows, wanted: int | None, seed: int) -> Iterator[Site]:
     """The response site at each draw, with new levels drawn from their prior under that draw's hyper-parameters."""
-    n = len(response_site(_run(fit, rows, _values(fit), append="zero")[0]).role.eta)
+    n = len(response_site(_run(fit, rows, values_of(fit.estimate), append="zero")[0]).role.eta)
     count = _draw_count(fit, wanted or fit.n_draws, n)
     for values, each in zip(_at_draws(fit, count, seed), _seeds(seed, count), strict=True):
         yield response_site(_run(fit, rows, values, append="prior", seed=each)[0])
@@ -398,7 +403,3 @@ def tidy_labels(labels: Any) -> np.ndarray:
     if all(isinstance(v, float | np.floating | int | np.integer) for v in values):
         return np.array(values, dtype=np.float64)
     return np.array([str(v) for v in values])
-
-
-def _numpy(value: torch.Tensor) -> np.ndarray:
-    return np.asarray(value.detach().cpu().numpy(), dtype=np.float64)

@@ -34,7 +34,9 @@ def fixed_effects(fit: Fit, level: float) -> pd.DataFrame:
         se, estimate = sample.std(1, ddof=1), sample.mean(1)
         lower, upper = np.quantile(sample, [(1 - level) / 2, (1 + level) / 2], axis=1)
     else:
-        se = np.array([_standard_error(fit, entry) for entry in entries])
+        known = _coefficient_blocks(fit, entries)
+        variance = [known[e.site][e.position, e.position] if e.site in known else np.nan for e in entries]
+        se = np.sqrt([value if value >= 0 else np.nan for value in variance])
         half = ndtri((1 + level) / 2) * se
         lower, upper = estimate - half, estimate + half
     return pd.DataFrame({"estimate": estimate, "se": se, "lower": lower, "upper": upper}, index=labels, dtype=float)
@@ -45,19 +47,20 @@ def coefficient_covariance(fit: Fit) -> pd.DataFrame:
     entries = declared.coefficients(fit.record)
     labels = [entry.label for entry in entries]
     matrix = np.full((len(entries), len(entries)), np.nan)
+    known = _coefficient_blocks(fit, entries)
     for i, a in enumerate(entries):
         for j, b in enumerate(entries):
-            if a.site == b.site and a.site in fit.estimate.covariance and fit.trusted:
-                matrix[i, j] = float(fit.estimate.covariance[a.site][a.position, b.position])
+            if a.site == b.site and a.site in known:
+                matrix[i, j] = known[a.site][a.position, b.position]
     return pd.DataFrame(matrix, index=labels, columns=labels)
 
 
-def _standard_error(fit: Fit, entry: declared.Coefficient) -> float:
-    covariance = fit.estimate.covariance.get(entry.site)
-    if covariance is None or not fit.trusted:
-        return float("nan")
-    variance = float(covariance[entry.position, entry.position])
-    return variance**0.5 if variance >= 0 else float("nan")
+def _coefficient_blocks(fit: Fit, entries: list[declared.Coefficient]) -> dict[str, np.ndarray]:
+    """Covariance of every coefficient site, each asked for once: a backend may compute it on demand."""
+    if not fit.trusted:
+        return {}
+    sites = dict.fromkeys(entry.site for entry in entries)
+    return {name: declared.numpy_of(fit.estimate.covariance[name]) for name in sites if name in fit.estimate.covariance}
 
 
 def covariances(fit: Fit) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -1,0 +1,94 @@
+"""Programs composed of a linear mean, a network, random effects and a family: what a formula stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from pyro.distributions import Distribution
+
+from pyromix.covariances import Covariance
+from pyromix.effects import LinearEffect, NeuralEffect, RandomEffect
+from pyromix.families import AbstractFamily
+from pyromix.program import observe
+
+Inputs = torch.Tensor | dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Composition:
+    r"""The program :math:`\eta = X\beta + f(x) + \sum_t Z_t u_t + o`, observed through a family.
+
+    Called with a `pyromix.Design`, or anything with its fields.
+
+    Attributes
+    ----------
+    linear
+        Prior of the coefficients (a scalar or one per column), by site name ``beta``; with a network, of the intercept alone.
+    network
+        The neural mean, or ``None``.
+    covariances
+        Structure of each random term, by the term's name.
+    """
+
+    family: AbstractFamily
+    linear: Distribution | None
+    covariances: Mapping[str, Covariance]
+    network: torch.nn.Module | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def __name__(self) -> str:
+        return "program"
+
+    def with_network(self, network: torch.nn.Module) -> Composition:
+        """The same program around another network."""
+        return replace(self, network=network)
+
+    def __call__(self, design: Any) -> None:
+        eta: Any = 0.0
+        columns, labels = linear_columns(design, self.network)
+        if labels:
+            eta = eta + LinearEffect("beta", self.linear, labels=labels)(columns)
+        if self.network is not None:
+            eta = eta + NeuralEffect("mean", self.network)(network_inputs(design, self.network))
+        for term in design.terms:
+            effect = RandomEffect(
+                term.name, self.covariances[term.name], levels=term.levels, terms=term.terms, group=term.group
+            )
+            eta = eta + effect(term.index, term.design)
+        if not isinstance(eta, torch.Tensor):
+            eta = torch.zeros(len(design.index), dtype=torch.float64)
+        observe(
+            design.response,
+            self.family,
+            eta,
+            design.y,
+            trials=design.trials,
+            offset=design.offset,
+            weights=design.frequency_weights,
+            precision=design.precision_weights,
+        )
+
+
+def linear_columns(design: Any, network: torch.nn.Module | None) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Columns of the linear part and their names: all of them, or the intercept where a network has the rest."""
+    if network is None:
+        return design.x, tuple(design.columns)
+    count = 1 if design.has_intercept else 0
+    return design.x[:, :count], tuple(design.columns[:count])
+
+
+def network_inputs(design: Any, network: torch.nn.Module) -> Inputs:
+    """What a neural mean is given: the columns (n, k), or a dict with the codes of those it declares as categorical.
+
+    Columns of a declared category are left out of ``numeric``.
+    """
+    inputs = design.inputs()
+    declared = tuple(getattr(network, "categorical", ()) or ())
+    if not declared:
+        return inputs["numeric"]
+    keep = [k for k, numeric in enumerate(inputs["is_numeric"]) if numeric]
+    return {"numeric": inputs["numeric"][:, keep], **{name: inputs["codes"][name] for name in declared}}

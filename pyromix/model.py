@@ -1,0 +1,165 @@
+"""The facade: formula -> program -> fit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pyromix.backends import AbstractBackend, MaximumLikelihood
+from pyromix.composition import network_inputs
+from pyromix.covariances import Covariance
+from pyromix.defaults import compose
+from pyromix.errors import ConfigError
+from pyromix.families import AbstractFamily, Gaussian
+from pyromix.formula.design import Design
+from pyromix.persistence import describe_model, load
+from pyromix.results import Fit
+from pyromix.results.prior import PriorPredictive, prior_predictive
+from pyromix.running import Program
+from pyromix.source import program_source
+
+__all__ = ["Model", "fit", "load", "model"]
+
+
+class Model:
+    """A formula applied to data: a design and the program that it stands for.
+
+    Attributes
+    ----------
+    design
+        Response, model matrices and group codes (`pyromix.Design`).
+    program
+        The Pyro program; ``program(design)`` runs it.
+    formula
+        The formula's text.
+    """
+
+    def __init__(self, design: Design, program: Any, given: Mapping[str, Any]) -> None:
+        self.design, self.program, self._given = design, program, dict(given)
+        self.formula = design.formula.text
+
+    def fit(self, backend: AbstractBackend | None = None, *, seed: int = 0, progress: bool = True) -> Fit:
+        """Fit by a backend, by default `pyromix.MaximumLikelihood`.
+
+        A neural mean is copied first: the module handed to `pyromix.model` keeps its weights, and every fit has its own.
+        """
+        backend = _checked_backend(backend)
+        program = self.program
+        if program.network is not None:
+            program = program.with_network(copy.deepcopy(program.network))
+        estimate = backend.estimate(program, (self.design,), seed=seed, progress=progress)
+        fitted = Fit(
+            estimate,
+            program,
+            (self.design,),
+            design=self.design,
+            family=program.family,
+            formula_text=self.formula,
+            new_design=self.design.new,
+        )
+        fitted.extra_spec, fitted.extra_arrays = describe_model(self.design, program, self._given)
+        return fitted
+
+    def source(self) -> str:
+        """The program as Pyro source: paste it, run ``program(model.design)``, edit it."""
+        return program_source(self.program, self.design, self.formula)
+
+    def prior_predictive(self, draws: int = 500, seed: int = 0) -> PriorPredictive:
+        """Draws of every hyper-parameter and of the response from the priors, as ``arviz.InferenceData``."""
+        return prior_predictive(self.program, (self.design,), draws, seed)
+
+    def __repr__(self) -> str:
+        return f"<Model {self.formula!r}: {self.program.family!r}, {len(self.design.index)} rows>"
+
+
+def model(
+    formula: str,
+    data: Any,
+    family: AbstractFamily | None = None,
+    *,
+    mean: torch.nn.Module | None = None,
+    covariances: Mapping[str, Covariance] | None = None,
+    priors: Mapping[str, Any] | None = None,
+    offset: Any = None,
+    precision_weights: Any = None,
+    frequency_weights: Any = None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+    missing: str = "error",
+) -> Model:
+    """A hierarchical model from an lme4 formula.
+
+    Parameters
+    ----------
+    formula
+        ``"Reaction ~ Days + (Days | Subject)"``; the grammar is in ``docs/formula.md``.
+    data
+        A data frame, or a mapping of columns. Never changed.
+    family
+        Response family, by default ``pyromix.Gaussian()``.
+    mean
+        A ``torch.nn.Module`` that takes the place of the linear fixed effects; the intercept stays outside it.
+    covariances
+        Structure by random term, instead of the one its formula implies.
+    priors
+        Prior (or fixed number) by site: ``"beta"``, ``"Subject.sd"``, ``"Subject.corr"``, ``"Reaction.sigma"``.
+    offset
+        Known part of the predictor: a column's name, an array, or a Series (aligned by label).
+    precision_weights
+        Relative precisions of a Gaussian response: the residual variance of row i is ``sigma^2 / w_i`` (lme4's weights).
+    frequency_weights
+        How many times each row was observed; multiplies its log-likelihood.
+    functions
+        Further functions the formula may call, by name.
+    missing
+        ``"error"``, or ``"drop"`` for rows with missing values.
+
+    Raises
+    ------
+    FormulaError, DataError, DataTypeError, ConfigError
+        Naming the column or argument, the value, its row and the remedy; before any fitting.
+    """
+    family = Gaussian() if family is None else family
+    if not isinstance(family, AbstractFamily):
+        raise ConfigError(f"family={family!r} is not a family; pass an instance such as pyromix.Binomial().")
+    if mean is not None and not isinstance(mean, torch.nn.Module):
+        raise ConfigError(f"mean={mean!r} is not a torch.nn.Module.")
+    weights = {"precision_weights": precision_weights, "frequency_weights": frequency_weights}
+    design = Design.from_formula(
+        formula, data, family=family, offset=offset, **weights, functions=functions, missing=missing
+    )
+    if precision_weights is not None and not family.has_residual:
+        family.weigh({}, torch.empty(0))  # refuses, and says what to use instead
+    if mean is not None:
+        _build(mean, design)
+    given = {"offset": offset, **weights, "functions": functions}
+    return Model(design, compose(design, family, mean, covariances, priors), given)
+
+
+def fit(
+    program: Program, data: Any, backend: AbstractBackend | None = None, *, seed: int = 0, progress: bool = True
+) -> Fit:
+    """Fit any Pyro program ``program(data)`` that observes through `pyromix.observe`.
+
+    Networks inside the program are trained where they stand.
+    """
+    return _checked_backend(backend).fit(program, data, seed=seed, progress=progress)
+
+
+def _checked_backend(backend: AbstractBackend | None) -> AbstractBackend:
+    if backend is None:
+        return MaximumLikelihood()
+    if not isinstance(backend, AbstractBackend):
+        raise ConfigError(f"backend={backend!r} is not a backend; pass an instance: pyromix.MaximumLikelihood().")
+    return backend
+
+
+def _build(mean: torch.nn.Module, design: Design) -> None:
+    """Give a module that waits for its input size that size (`pyromix.networks.MLP`)."""
+    if getattr(mean, "built", True):
+        return
+    inputs = network_inputs(design, mean)
+    numeric = inputs["numeric"] if isinstance(inputs, dict) else inputs
+    mean.build(numeric.shape[1], numeric)

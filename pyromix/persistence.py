@@ -1,0 +1,250 @@
+"""Saving and loading fits: a description of the model beside the estimate, never code.
+
+A formula fit stores its formula, the raw columns that the formula reads, and plain descriptions of family, covariances and
+priors. Loading applies the formula to those columns again, which restores every transform's state bit for bit. Programs,
+modules and functions are the user's: they are handed over again at loading, and recognised by a hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyromix import covariances, families, marginal
+from pyromix.backends.point import point_sampler
+from pyromix.composition import Composition
+from pyromix.errors import CheckpointError, ConfigError
+from pyromix.formula.design import Design
+from pyromix.parameters import decode, encode
+from pyromix.results import Fit
+from pyromix.results.storage import estimate_from_payload, pack, read_container, split_payload, unpack
+from pyromix.running import Program
+
+Arrays = dict[str, np.ndarray]
+ARGUMENTS = ("offset", "precision_weights", "frequency_weights")
+
+
+def describe_model(design: Design, program: Composition, given: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
+    """What a saved formula fit needs beside its estimate."""
+    arrays: Arrays = {}
+    spec: dict[str, Any] = {
+        "kind": "formula",
+        "formula": design.formula.text,
+        "frame": pack(design.frame(), arrays, "frame"),
+        "categories": pack(design.categories, arrays, "categories"),
+        "index": pack(_labels(design.index), arrays, "index"),
+        "arguments": pack({name: _argument(design, given, name) for name in ARGUMENTS}, arrays, "arguments"),
+        "functions": sorted(given.get("functions") or {}),
+        "family": program.family.config(),
+        "covariances": {name: structure.config() for name, structure in program.covariances.items()},
+        "linear": encode(program.linear, "priors['beta']"),
+        "module": None,
+    }
+    if program.network is not None:
+        spec["module"] = describe_module(program.network, arrays)
+    return spec, arrays
+
+
+def describe_program(
+    program: Program, args: tuple[Any, ...], modules: Mapping[str, torch.nn.Module]
+) -> tuple[dict[str, Any], Arrays]:
+    """What a saved program fit needs: a hash of its source, its data where they are plain, its networks' weights."""
+    arrays: Arrays = {}
+    try:
+        data = pack(args, arrays, "args")
+    except TypeError:  # data of a kind that a file cannot hold; loading then needs them again
+        arrays, data = {}, None
+    described = {name: describe_module(module, arrays, f"{name}.") for name, module in modules.items()}
+    return {"kind": "program", "hash": source_hash(program), "args": data, "modules": described}, arrays
+
+
+def describe_module(module: torch.nn.Module, arrays: Arrays, prefix: str = "") -> dict[str, Any]:
+    """A module's structure hash; its weights go to `arrays`."""
+    state = module.state_dict()
+    for key, value in state.items():
+        arrays[f"weights/{prefix}{key}"] = value.detach().cpu().numpy()
+    return {"class": type(module).__name__, "hash": module_hash(module), "keys": list(state)}
+
+
+def module_hash(module: torch.nn.Module) -> str:
+    """Hash of a module's printed structure and the names and shapes of its weights."""
+    shapes = [(key, tuple(value.shape), str(value.dtype)) for key, value in module.state_dict().items()]
+    return hashlib.sha256(f"{module!r}{shapes}".encode()).hexdigest()
+
+
+def source_hash(program: Program) -> str:
+    """Hash of a program's source text, or of its qualified name where Python cannot show the source."""
+    try:
+        text = inspect.getsource(program if inspect.isroutine(program) else type(program))
+    except (OSError, TypeError):
+        text = getattr(program, "__qualname__", type(program).__qualname__)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load(
+    path: str | PathLike[str],
+    program: Program | None = None,
+    module: torch.nn.Module | None = None,
+    *,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+) -> Fit:
+    """Read a fit that ``fit.save(path)`` wrote. No code in the file is run.
+
+    Parameters
+    ----------
+    program
+        For the fit of a program: that program; its source must be unchanged.
+    module
+        For a fit with a neural mean: a module of the same structure; the saved weights are loaded into it.
+    functions
+        The functions that the formula calls, where it was given any.
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged, or program or module differ from those that were fitted.
+    UnsafeFileError
+        The file is not a saved fit.
+    ConfigError
+        A program, module or function that the fit needs was not given.
+    """
+    spec, estimate_arrays, extra, arrays = split_payload(*read_container(path))
+    if extra.get("kind") == "formula":
+        parts = _load_formula(path, extra, arrays, module, functions)
+    elif extra.get("kind") == "program":
+        parts = _load_program(path, extra, arrays, program, module)
+    else:
+        raise CheckpointError(f"{path}: holds a fit of unknown kind {extra.get('kind')!r}.")
+    return _rebuild(spec, estimate_arrays, extra, arrays, *parts)
+
+
+def _rebuild(
+    spec: Any,
+    estimate_arrays: Arrays,
+    extra: dict[str, Any],
+    arrays: Arrays,
+    program: Program,
+    args: tuple[Any, ...],
+    keywords: dict[str, Any],
+) -> Fit:
+    holder: dict[str, Any] = {}
+
+    def draw(n: int, seed: int) -> dict[str, torch.Tensor]:
+        """Bind the marginaliser when draws are first asked for; a loaded fit that only predicts needs none."""
+        if "draw" not in holder:
+            estimate = fit.estimate
+            rule = marginal.from_config(estimate.settings["marginal"])
+            holder["draw"] = point_sampler(
+                program,
+                args,
+                rule.prepare(program, args),
+                estimate.point,
+                SavedCovariance(estimate),
+                tuple(estimate.settings["out"]),
+            )
+        return holder["draw"](n, seed)
+
+    fit = Fit(estimate_from_payload(spec, estimate_arrays, draw), program, args, **keywords)
+    fit.extra_spec, fit.extra_arrays = extra, arrays
+    return fit
+
+
+class SavedCovariance:
+    """The covariances of a loaded estimate, as `point_sampler` reads them."""
+
+    def __init__(self, estimate: Any) -> None:
+        self._estimate = estimate
+
+    @property
+    def natural(self) -> torch.Tensor:
+        """Covariance on the natural chart."""
+        return self._estimate.state["natural"]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._estimate.covariance[name]
+
+
+def _load_formula(
+    path: Any,
+    extra: Mapping[str, Any],
+    arrays: Arrays,
+    module: torch.nn.Module | None,
+    functions: Mapping[str, Any] | None,
+) -> tuple[Program, tuple[Any, ...], dict[str, Any]]:
+    missing = sorted(set(extra["functions"]) - set(functions or {}))
+    if missing:
+        raise ConfigError(
+            f"{path}: the formula calls {', '.join(missing)}; pass functions={{{missing[0]!r}: ...}} to load."
+        )
+    family = families.from_config(extra["family"])
+    design = Design.from_frame(
+        extra["formula"],
+        unpack(extra["frame"], arrays),
+        unpack(extra["categories"], arrays),
+        index=pd.Index(unpack(extra["index"], arrays)),
+        family=family,
+        functions=functions,
+        **unpack(extra["arguments"], arrays),
+    )
+    network = None
+    if extra["module"] is not None:
+        network = _restore(path, extra["module"], arrays, module, "")
+    structures = {name: covariances.from_config(config) for name, config in extra["covariances"].items()}
+    program = Composition(family, decode(extra["linear"]), structures, network)
+    keywords = {"design": design, "family": family, "formula_text": extra["formula"], "new_design": design.new}
+    return program, (design,), keywords
+
+
+def _load_program(
+    path: Any, extra: Mapping[str, Any], arrays: Arrays, program: Program | None, module: torch.nn.Module | None
+) -> tuple[Program, tuple[Any, ...], dict[str, Any]]:
+    if program is None:
+        raise ConfigError(f"{path}: this fit is of a program; pass it: pyromix.load(path, program=...).")
+    if source_hash(program) != extra["hash"]:
+        raise CheckpointError(f"{path}: the program given is not the one that was fitted (its source has changed).")
+    if extra["args"] is None:
+        raise CheckpointError(f"{path}: the data of this fit could not be stored in the file, so it cannot be loaded.")
+    for name, described in extra["modules"].items():
+        _restore(path, described, arrays, module, f"{name}.")
+    return program, tuple(unpack(extra["args"], arrays)), {}
+
+
+def _restore(
+    path: Any, described: Mapping[str, Any], arrays: Arrays, module: torch.nn.Module | None, prefix: str
+) -> torch.nn.Module:
+    if module is None:
+        raise ConfigError(
+            f"{path}: this fit has a network ({described['class']}); pass a module of the same structure: module=."
+        )
+    if not getattr(module, "built", True):
+        width = arrays[f"weights/{prefix}input_mean"].shape[0]
+        module.build(width, torch.zeros(2, width, dtype=torch.float64))
+    if module_hash(module) != described["hash"]:
+        raise CheckpointError(
+            f"{path}: the module given does not have the structure of the fitted {described['class']}."
+        )
+    state = {key: torch.from_numpy(np.array(arrays[f"weights/{prefix}{key}"])) for key in described["keys"]}
+    module.load_state_dict(state)
+    return module.eval()
+
+
+def _labels(index: pd.Index) -> np.ndarray:
+    values = index.to_numpy()
+    return values if values.dtype.kind in "iufb" else np.asarray([str(v) for v in values], dtype=object)
+
+
+def _argument(design: Design, given: Mapping[str, Any], name: str) -> Any:
+    """An argument by column name where it was one; else its values on the design's rows."""
+    value = given.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    if name != "offset":
+        return getattr(design, name).numpy()
+    return np.asarray(design.offset_argument)

@@ -1,0 +1,85 @@
+"""A formula's program as Pyro source that can be pasted, run and edited."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import Distribution
+
+from pyromix.composition import Composition, linear_columns
+from pyromix.parameters import encode
+
+HEADER = '''"""{formula}"""
+
+import pyro.distributions as dist
+import torch
+
+import pyromix as pmx
+
+'''
+
+
+def program_source(composition: Composition, design: Any, formula: str) -> str:
+    """Source that defines ``program(design)`` with the same sites, priors and density.
+
+    A network is a free name, ``network``: define it before the program runs.
+    """
+    lines = ["def program(design):"]
+    _, labels = linear_columns(design, composition.network)
+    terms = []
+    if labels:
+        columns = "design.x" if composition.network is None else "design.x[:, :1]"
+        lines.append(f"    beta = pmx.LinearEffect({_call('beta', composition.linear)}, labels={labels!r})")
+        terms.append(f"beta({columns})")
+    if composition.network is not None:
+        if getattr(composition.network, "categorical", ()):
+            lines.append("    from pyromix.composition import network_inputs")
+            terms.append('pmx.NeuralEffect("mean", network)(network_inputs(design, network))')
+        else:
+            terms.append('pmx.NeuralEffect("mean", network)(design.inputs()["numeric"])')
+    for k, term in enumerate(design.terms):
+        covariance = _instance(composition.covariances[term.name])
+        lines.append(f"    term = design.terms[{k}]  # {', '.join(term.terms)} by {term.group}")
+        lines.append(f"    effect_{k} = pmx.RandomEffect({term.name!r}, {covariance}, levels=term.levels,")
+        lines.append(f"        terms=term.terms, group={term.group!r})(term.index, term.design)")
+        terms.append(f"effect_{k}")
+    if not terms:
+        terms.append("torch.zeros(len(design.index), dtype=torch.float64)")
+    lines.append(f"    eta = {' + '.join(terms)}")
+    lines.append(f"    pmx.observe({design.response!r}, {_instance(composition.family)}, eta, design.y,")
+    lines.append("        trials=design.trials, offset=design.offset, weights=design.frequency_weights,")
+    lines.append("        precision=design.precision_weights)")
+    return HEADER.format(formula=formula) + "\n" + "\n".join(lines) + "\n"
+
+
+def _call(name: str, prior: Distribution | None) -> str:
+    return f"{name!r}" if prior is None else f"{name!r}, prior={_value(prior)}"
+
+
+def _instance(thing: Any) -> str:
+    """``pmx.IID(sd=dist.HalfNormal(2.0))`` from a family's or covariance's description."""
+    given = {k: getattr(thing, k) for k in thing.config() if k != "class"}
+    arguments = []
+    for key, value in given.items():
+        if key == "link":
+            arguments.append(f"link={value.name!r}")
+        elif value is not None:
+            arguments.append(f"{key}={_value(value)}")
+    return f"pmx.{type(thing).__name__}({', '.join(arguments)})"
+
+
+def _value(value: Any) -> str:
+    if hasattr(value, "prior") and hasattr(value, "fixed"):  # a family's Parameter
+        return _value(value.prior if value.fixed is None else value.fixed)
+    if isinstance(value, Distribution):
+        encoded = encode(value, "source")
+        given = ", ".join(f"{k}={_number(v)}" for k, v in encoded["args"].items())
+        return f"dist.{encoded['distribution']}({given})"
+    if isinstance(value, torch.Tensor):
+        return _number(value.tolist())
+    return repr(value)
+
+
+def _number(value: Any) -> str:
+    return repr(value) if isinstance(value, int) else f"torch.tensor({value!r}, dtype=torch.float64)"
