@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from pyromix.results import declared
+from pyromix.results.tables import coefficient_covariance, split_covariance
 
 if TYPE_CHECKING:
     from pyromix.results.fit import Fit
@@ -31,8 +32,9 @@ class Summary(str):
 def summarize(fit: Fit) -> Summary:
     """The summary of a fit."""
     parts = [_header(fit), _criteria(fit), _residuals(fit), _random(fit), _fixed(fit), _correlation(fit)]
-    if not (fit.health.ok and fit.status.ok) or fit.health:
-        parts.insert(0, _findings(fit))
+    if fit.health or not fit.status.ok:
+        quiet = fit.status.ok and all(record.severity == "info" for record in fit.health)
+        parts.insert(len(parts) if quiet else 0, _findings(fit))
     return Summary("\n\n".join(part for part in parts if part))
 
 
@@ -192,8 +194,6 @@ def _columns(matrix: np.ndarray) -> list[list[str]]:
 
 
 def _correlation(fit: Fit) -> str:
-    from pyromix.results.tables import coefficient_covariance, split_covariance
-
     if fit.estimate.kind == "draws":
         return ""
     covariance = coefficient_covariance(fit)

@@ -7,15 +7,26 @@ from pathlib import Path
 import matplotlib
 import matplotlib._pylab_helpers
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 import pyromix as pmx
 from pyromix.errors import ConfigError, DataError
+from pyromix.formula.design import Design
 from pyromix.results import Fit
 from pyromix.results.plots import _column_count
-from tests.results.models import BETA, MODES, glmm_fit, sleepstudy, sleepstudy_fit, tensor
+from tests.results.models import (
+    BETA,
+    MODES,
+    glmm_fit,
+    sleepstudy,
+    sleepstudy_estimate,
+    sleepstudy_fit,
+    slope_program,
+    tensor,
+)
 
 
 def _visible(figure: Figure) -> list:
@@ -38,6 +49,30 @@ def test_fitted_lines_show_data_modes_and_population(tmp_path: Path) -> None:
     assert points.get_ydata() == pytest.approx(sleepstudy()["Reaction"].to_numpy()[:10])
     assert figure.get_supxlabel() == "Days" and figure.get_supylabel() == "Reaction"
     _png(figure, tmp_path / "fitted.png")
+
+
+def test_a_formula_fit_draws_smooth_curves_with_other_columns_held(rng: np.random.Generator) -> None:
+    frame = sleepstudy().assign(age=rng.normal(size=180), sex=pd.Categorical(np.where(rng.random(180) < 0.7, "f", "m")))
+    frame["z"] = rng.integers(0, 3, size=180)
+    formula = "Reaction ~ Days + I(Days**2) + age + sex + z + (Days | Subject)"
+    design = Design.from_formula(formula, frame, family=pmx.Gaussian())
+    beta = tensor([BETA[0], 3.0, BETA[1], 0.5, 2.0, -1.0])
+    names = dict(zip(design.columns, beta.tolist(), strict=True))
+    point = {**sleepstudy_fit().estimate.point, "beta": beta}
+    fit = Fit(sleepstudy_estimate(point=point, draw=lambda n, s: {k: v.expand(n, *v.shape) for k, v in
+              {**point, "Subject": tensor(MODES)}.items()}), slope_program(pmx.Gaussian()), (design,), design=design,
+              new_design=design.new)  # fmt: skip
+    (axis,) = _visible(fit.plot_fitted("Days", groups=["308"]))
+    population, line, points = axis.get_lines()
+    days = np.linspace(0, 9, 60)
+    mine = frame.iloc[:10]
+    sex = mine["sex"].mode()[0]
+    z = np.unique(mine["z"], return_counts=True)
+    held = names["age"] * mine["age"].median() + names.get(f"sex[T.{sex}]", 0.0) + names["z"] * z[0][z[1].argmax()]
+    expected = names["Intercept"] + names["Days"] * days + names["I(Days ** 2)"] * days**2 + held
+    assert population.get_ydata() == pytest.approx(expected)
+    assert line.get_ydata() == pytest.approx(expected + MODES[0][0] + MODES[0][1] * days)
+    assert len(points.get_ydata()) == 10
 
 
 def test_a_count_of_groups_spans_their_range() -> None:

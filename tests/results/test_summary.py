@@ -76,6 +76,11 @@ def test_findings_come_first() -> None:
     assert text.index("gradient") < text.index("singular") < text.index("Linear mixed model")
 
 
+def test_remarks_come_last() -> None:
+    text = str(sleepstudy_fit(health=(warning("info", "laplace"),)).summary())
+    assert text.startswith("Linear mixed model") and text.index("laplace") > text.index("Correlation of Fixed Effects")
+
+
 def test_without_convergence_numbers_are_hidden_and_said_to_be() -> None:
     fit = sleepstudy_fit(status=Status.NOT_CONVERGED)
     text = str(fit.summary())
