@@ -84,14 +84,14 @@ def parameter(
     shape
         The parameter's shape; ``()`` for a scalar.
     where
-        What the argument belongs to, for error messages: ``"IID"``.
+        What the argument belongs to, for error messages: ``"IID"``, ``"LinearEffect('beta')"``.
 
     Raises
     ------
     ConfigError
         The number lies outside the support, the prior reaches outside it, or the shapes do not fit.
     """
-    label = f"{where}({name}=...)" if where else name
+    label = f"{where[:-1]}, {name}=...)" if where.endswith(")") else f"{where}({name}=...)" if where else name
     if argument is None or isinstance(argument, Distribution):
         prior = default
         if argument is not None:

@@ -58,7 +58,7 @@ class LinearEffect:
         if self.labels is not None and len(self.labels) != x.shape[1]:
             raise ConfigError(f"{where}: {len(self.labels)} labels for {x.shape[1]} columns; name every column.")
         vague = dist.Normal(torch.tensor(0.0, dtype=torch.float64), torch.tensor(1e3, dtype=torch.float64))
-        given = parameter("prior", self.prior, constraints.real, vague, (x.shape[1],), f"{where[:-1]}, ...")
+        given = parameter("prior", self.prior, constraints.real, vague, (x.shape[1],), where)
         if given.fixed is not None:
             return x @ record(self.name, given.fixed)
         role = Hyper(constraints.real, design=x, labels=self.labels)

@@ -67,10 +67,12 @@ class RandomEffect:
         self.levels = None if levels is None else tuple(range(levels) if isinstance(levels, Integral) else levels)
         self.coords = coords
         self.terms = None if terms is None else tuple(terms)
-        for what, labels in (("levels", self.levels), ("terms", self.terms)):
-            if labels is not None and len(labels) == 0:
-                raise ConfigError(f"RandomEffect({name!r}): {what}={levels!r}; there must be at least one.")
-            if labels is not None and len(set(labels)) < len(labels):
+        for what, given, labels in (("levels", levels, self.levels), ("terms", terms, self.terms)):
+            if labels is None:
+                continue
+            if len(labels) == 0 or isinstance(given, str):
+                raise ConfigError(f"RandomEffect({name!r}): {what}={given!r}; pass a list of at least one label.")
+            if len(set(labels)) < len(labels):
                 (label, count), *_ = Counter(labels).most_common(1)
                 raise ConfigError(f"RandomEffect({name!r}): {what} must differ, {label!r} is there {count} times.")
         self.group = group or name
