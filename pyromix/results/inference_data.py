@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyromix.results.predict import MAX_ENTRIES, MIN_DRAWS, progress, replicate, row_labels, tidy_labels
+from pyromix.results.predict import MAX_ENTRIES, MIN_DRAWS, progress, replicate
+from pyromix.results.rows import row_labels, tidy_labels
 from pyromix.running import Record, Site
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def inference_data(fit: Fit) -> arviz.InferenceData:
     observed = {name: site.role.obs.detach().numpy() for name, site in fit.record.data.items()}
     groups["observed_data"] = names.dataset(observed, names.row_dims, attrs)
     groups["constant_data"] = names.constants(fit, attrs)
-    return arviz.InferenceData(**groups)
+    return arviz.InferenceData(**groups)  # type: ignore[arg-type]  # typed for its own options
 
 
 def _count(fit: Fit) -> int:
@@ -176,7 +177,8 @@ class _Names:
         """Arrays as a data set; with `chains`, their first dimension holds draws, chain after chain."""
         import xarray
 
-        variables, used = {}, {}
+        variables: dict[str, Any] = {}
+        used: dict[str, np.ndarray] = {}
         for name, array in arrays.items():
             shape = array.shape[1:] if chains else array.shape
             own = dims(name, shape)

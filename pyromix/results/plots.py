@@ -12,7 +12,8 @@ from scipy.special import ndtri
 
 from pyromix.errors import ConfigError, DataError
 from pyromix.results import declared
-from pyromix.results.predict import population_mean, response_site
+from pyromix.results.predict import population_mean
+from pyromix.results.rows import response_site
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -274,14 +274,15 @@ def estimate_from_payload(
         Entries are missing.
     """
     try:
-        saved = unpack(spec["draws"], arrays) if "draws" in spec else None
-        if saved is None and draw is None:
+        if "draws" in spec:
+            draw = StoredDraws(unpack(spec["draws"], arrays), spec["chains"])
+        if draw is None:
             raise ConfigError("estimate_from_payload: a point estimate needs draw=; only stored draws do without.")
         return Estimate(
             kind=spec["kind"],
             inference=spec["inference"],
             **{key: unpack(spec[key], arrays) for key in _TENSORS},
-            draw=draw if saved is None else StoredDraws(saved, spec["chains"]),
+            draw=draw,
             log_likelihood=float.fromhex(spec["log_likelihood"]),
             n_parameters=spec["n_parameters"],
             status=Status[spec["status"]],

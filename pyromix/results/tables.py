@@ -95,9 +95,9 @@ def variance_components(fit: Fit) -> pd.DataFrame:
         sd = declared.residual_sd(fit.record, site)
         if sd is not None:
             rows.append(("Residual", "" if len(fit.record.data) == 1 else site.name, sd))
-    sd = np.array([row[2] for row in rows], dtype=float)
-    columns = {"group": [r[0] for r in rows], "name": [r[1] for r in rows], "variance": sd**2, "sd": sd}
-    return pd.DataFrame(columns)
+    table = pd.DataFrame(rows, columns=["group", "name", "sd"]).astype({"sd": float})
+    table.insert(2, "variance", table["sd"] ** 2)
+    return table
 
 
 def correlations(fit: Fit, group: str) -> pd.DataFrame:
@@ -124,8 +124,10 @@ def random_effects(fit: Fit, group: str, what: str) -> pd.DataFrame:
         stop = start + len(site.role.terms)
         shape = (len(site.role.levels), stop - start)
         value = source.get(site.name)
-        hidden = value is None or (what == "sd" and not fit.trusted)
-        array = np.full(shape, np.nan) if hidden else value.detach().numpy().reshape(shape)
+        if value is None or (what == "sd" and not fit.trusted):
+            array = np.full(shape, np.nan)
+        else:
+            array = declared.numpy_of(value).reshape(shape)
         index = pd.Index(site.role.levels, name=group, tupleize_cols=False)
         parts.append(pd.DataFrame(array, index=index, columns=labels[start:stop], dtype=float))
         start = stop

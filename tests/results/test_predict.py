@@ -13,7 +13,8 @@ from pyromix.errors import ConfigError, UnseenLevelError, UnsupportedError
 from pyromix.formula.design import Design
 from pyromix.linalg.operators import AbstractOperator
 from pyromix.results import Fit
-from pyromix.results.predict import new_level_variance, row_labels, tidy_labels
+from pyromix.results.predict import new_level_variance
+from pyromix.results.rows import row_labels, tidy_labels
 from pyromix.sites import RowMap
 from tests.results.models import (
     BETA,

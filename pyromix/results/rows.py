@@ -1,0 +1,190 @@
+"""Rows to predict at, and the program run there under the fit's random effects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pyro.poutine.messenger import Messenger
+
+from pyromix.errors import UnseenLevelError, UnsupportedError
+from pyromix.running import Record, Site, run
+from pyromix.sites import Latent, annotation
+
+if TYPE_CHECKING:
+    from pyromix.results.fit import Fit
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to predict at.
+
+    Attributes
+    ----------
+    args
+        What the program takes.
+    index
+        Row labels, if there are any.
+    unseen
+        Labels of levels not seen in the fit, by grouping factor, where the design knows them.
+    policy
+        What such levels get.
+    whole
+        Rows without missing values, a mask; only they are in `args`. ``None`` if all are.
+    """
+
+    args: tuple[Any, ...]
+    index: pd.Index | None
+    unseen: Mapping[str, Any]
+    policy: str
+    whole: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, fit: Fit, data: Any, policy: str) -> Rows:
+        """The training rows for ``None``, else new ones, those with missing values left out."""
+        new_design = fit.new_design if data is not None and fit.new_design is not None else lambda data: data
+        args = fit.args if data is None else (new_design(data),)
+        index = getattr(args[0], "index", None) if args else None
+        index = index if isinstance(index, pd.Index) else None
+        missing = getattr(args[0], "missing", None) if data is not None and fit.new_design is not None else None
+        whole = None
+        if missing is not None and bool(missing.any()):
+            # a network would refuse NaN inputs, and one row must not cost the others their prediction
+            whole = ~np.asarray(missing)
+            args = (new_design(_take(data, whole)),) if whole.any() else args
+        unseen = getattr(args[0], "unseen", None) if args else None
+        return cls(args, index, unseen if isinstance(unseen, Mapping) else {}, policy, whole)
+
+    def label(self, position: int) -> str:
+        """``row 'a17' (position 16)`` for a position among the rows that are run."""
+        at = position if self.whole is None else int(np.flatnonzero(self.whole)[position])
+        return f"position {at}" if self.index is None else f"row {self.index[at]!r} (position {at})"
+
+    def scatter(self, values: np.ndarray, axis: int = 0) -> np.ndarray:
+        """Values of the rows that are run at their places among all rows, NaN elsewhere."""
+        if self.whole is None:
+            return values
+        shape = list(values.shape)
+        shape[axis] = len(self.whole)
+        out = np.full(shape, np.nan)
+        out[(slice(None),) * axis + (self.whole,)] = values
+        return out
+
+
+def _take(data: Any, rows: np.ndarray) -> Any:
+    """The given rows of a data frame or of a mapping of columns."""
+    if isinstance(data, Mapping):
+        return {name: np.asarray(column)[rows] for name, column in data.items()}
+    frame = data if isinstance(data, pd.DataFrame) else data.to_pandas()
+    return frame[rows]
+
+
+class _Effects(Messenger):
+    """Put the fit's random effects at their sites, with rows appended for the levels that the fit has not seen."""
+
+    def __init__(self, known: dict[str, torch.Tensor], rows: Rows, append: str) -> None:
+        super().__init__()
+        self.known, self.rows, self.append = known, rows, append
+        self.appended: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        role = annotation(msg)
+        if not isinstance(role, Latent) or msg["name"] not in self.known:
+            return
+        value = self.known[msg["name"]]
+        index = role.rows.index
+        extra = max(0, -int(index.min())) if index.numel() else 0
+        _check_levels(msg["name"], role, len(value))
+        if extra and self.rows.policy == "error":
+            raise UnseenLevelError(_unseen_message(msg["name"], role, self.rows))
+        if extra:
+            value = torch.cat([value, self._new_rows(msg, role, extra, value)])
+            self.appended.add(msg["name"])
+        msg["value"], msg["is_observed"] = value, True  # as poutine.condition would
+
+    def _new_rows(self, msg: Any, role: Latent, extra: int, value: torch.Tensor) -> torch.Tensor:
+        block = msg["fn"].operator.block
+        if self.rows.policy != "zero" and block is None:
+            raise UnsupportedError(
+                f"new_groups={self.rows.policy!r}: the levels of {msg['name']!r} depend on each other, and its "
+                "covariance does not say how a new level depends on the known ones; use new_groups='zero'."
+            )
+        if self.append == "zero" or self.rows.policy == "zero":
+            return value.new_zeros((extra, value.shape[1]))
+        return torch.randn((extra, value.shape[1]), dtype=value.dtype) @ block.mT
+
+
+def _check_levels(name: str, role: Latent, count: int) -> None:
+    high = int(role.rows.index.max()) if role.rows.index.numel() else -1
+    if high >= count:
+        row = int((role.rows.index.reshape(len(role.rows.index), -1) == high).any(1).nonzero()[0])
+        raise UnseenLevelError(
+            f"column {role.group!r} (random effect {name!r}): index {high} at row {row} is not one of the {count} "
+            "levels of the fit; number new levels -1, -2, ... and pass new_groups='zero', 'marginal' or 'conditional'."
+        )
+
+
+def _unseen_message(name: str, role: Latent, rows: Rows) -> str:
+    new = role.rows.index.reshape(len(role.rows.index), -1) < 0
+    count = int(new.any(1).sum())
+    first = int(new.any(1).nonzero()[0])
+    labels = list(dict.fromkeys(rows.unseen.get(name) or rows.unseen.get(role.group) or ()))
+    if labels:
+        shown = ", ".join(map(repr, labels[:5])) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
+        what = f"{len(labels)} level{'s' * (len(labels) != 1)} not seen in the fit: {shown}"
+    else:
+        what = "levels not seen in the fit"
+    return (
+        f"column {role.group!r}: {what}; {count} row{'s' * (count != 1)}, first at {rows.label(first)}. Choose what "
+        "they get: new_groups='zero' (no effect), 'marginal' (its prior, integrated over) or 'conditional' (given the "
+        "known levels)."
+    )
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+def run_at(
+    fit: Fit, rows: Rows, values: dict[str, torch.Tensor], append: str, seed: int | None = None
+) -> tuple[Record, set[str]]:
+    """One run at the rows: the record, and the effects that met new levels; `seed` is that of appended prior draws."""
+    known = {name: value for name, value in values.items() if name in fit.record.latents}
+    others = {name: value for name, value in values.items() if name not in known}
+    effects = _Effects(known, rows, append)
+
+    def program(*args: Any) -> None:
+        with effects:
+            fit.program(*args)
+
+    with torch.no_grad():
+        return run(program, rows.args, others, seed=seed), effects.appended
+
+
+def response_site(record: Record) -> Site:
+    """The program's one response."""
+    if len(record.data) > 1:
+        names = ", ".join(map(repr, record.data))
+        raise UnsupportedError(f"predict: the program observes several responses ({names}); predict needs exactly one.")
+    return next(iter(record.data.values()))
+
+
+# -- labels ---------------------------------------------------------------------------------------------------------
+def row_labels(index: Any, n: int) -> np.ndarray:
+    """Row labels as coordinates: the index's own if they are unique, of one type and flat, else positions."""
+    if not isinstance(index, pd.Index) or isinstance(index, pd.MultiIndex) or not index.is_unique or len(index) != n:
+        return np.arange(n)
+    return tidy_labels(index)
+
+
+def tidy_labels(labels: Any) -> np.ndarray:
+    """Labels as an array of numbers or of strings; a mixture becomes strings."""
+    values = list(labels)
+    if all(isinstance(v, bool | np.bool_) for v in values) or not values:
+        return np.array([str(v) for v in values])
+    if all(isinstance(v, int | np.integer) for v in values):
+        return np.array(values, dtype=np.int64)
+    if all(isinstance(v, float | np.floating | int | np.integer) for v in values):
+        return np.array(values, dtype=np.float64)
+    return np.array([str(v) for v in values])
