@@ -15,7 +15,7 @@ from pyromix.backends.chart import natural_chart
 from pyromix.backends.point import LazyState, PointCovariance, point_sampler
 from pyromix.backends.quasi_newton import Objective, Optimum, make_chart, maximise, polish
 from pyromix.backends.scales import hyper_scales
-from pyromix.backends.training import Trained, Training, train
+from pyromix.backends.training import Trained, Training, evaluating, modules_of, train
 from pyromix.errors import ConfigError, NumericalError, UnsupportedError
 from pyromix.marginal import AbstractMarginal, Exact, Laplace
 from pyromix.marginal.exact import BoundExact
@@ -89,13 +89,19 @@ class MaximumLikelihood(AbstractBackend):
         self.training, self.checkpoint = training, checkpoint
 
     def estimate(self, program: Program, args: tuple[Any, ...], *, seed: int = 0, progress: bool = True) -> Estimate:
-        plan = make_plan(program, args, seed)
+        with evaluating(modules_of(program, args)):
+            plan = make_plan(program, args, seed)
+            marginal = self._choose(program, args, plan)
+            trained = self._train(program, args, plan, seed, progress) if plan.modules else None
+            search = Search(self, marginal, program, args, plan, trained)
+            return search.estimate(progress)
+
+    def _train(self, program: Program, args: tuple[Any, ...], plan: Plan, seed: int, progress: bool) -> Trained:
+        """Train networks where they stand, coefficients among the hyper-parameters."""
         marginal = self._choose(program, args, plan)
-        trained = None
-        if plan.modules:
-            trained = train(self, marginal, program, args, plan, seed=seed, progress=progress)
-        search = Search(self, marginal, program, args, plan, trained)
-        return search.estimate(progress)
+        kept = Exact() if isinstance(marginal, Exact) else marginal
+        start = Search(self, kept, program, args, plan, None)
+        return train(start, self.training or Training(), self.checkpoint, seed=seed, progress=progress)
 
     def _choose(self, program: Program, args: tuple[Any, ...], plan: Plan) -> AbstractMarginal:
         """The marginaliser, told what to do with linear coefficients."""
@@ -135,7 +141,7 @@ class Search:
         self.backend, self.marginal, self.program, self.args, self.plan = backend, marginal, program, args, plan
         self.trained = trained
         self.bound = marginal.bind(program, args, plan)
-        self.scales, self.base = hyper_scales(program, args, plan)
+        self.scales, self.base = hyper_scales(program, args, plan, self.bound)
         self.out = self.bound.out if isinstance(self.bound, BoundExact) else ()
         self.sites = {name: site for name, site in self.base.hypers.items() if name not in self.out}
         self.zeros = {name: torch.zeros_like(self.base.hypers[name].value.detach()) for name in self.out}
@@ -237,6 +243,7 @@ class Search:
             self.objective, optimum, self.sites, {name: cov for name, (_, cov) in coefficients.items()}
         )
         findings = diagnose.findings(self, optimum, point, record, log_likelihood)
+        findings += self.trained.health if self.trained is not None else ()
         status = diagnose.status(findings, optimum, self.trained)
         diagnose.warn(findings)
         weights = sum(

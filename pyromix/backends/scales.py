@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributions import constraints
 
+from pyromix.backends.moments import variance_moments
+from pyromix.marginal.base import BoundMarginal
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.running import Program, Record, Site, run
+
+FLOOR = 0.1  # of a typical SD: no search starts below it, since zero is stationary
 
 
 @dataclass(frozen=True)
@@ -22,22 +27,9 @@ class Scale:
     units: float
 
 
-def response_size(plan: Plan, record: Record) -> float:
-    """SD of a Gaussian response about its linear part, in the response's units; 1 on any other link scale."""
-    role = data_of(record)
-    if role.family.gaussian_sd(**role.dispersion) is None:
-        return 1.0
-    residual = plan.obs - role.eta.detach()
-    for name, design in plan.linear.items():
-        residual = residual + design @ record.hypers[name].value.detach()
-    if plan.linear:
-        q, _ = torch.linalg.qr(torch.cat(list(plan.linear.values()), dim=1))
-        residual = residual - q @ (q.T @ residual)
-    size = float(residual.std())
-    return size if size > 0 else 1e-8 * max(1.0, float(plan.obs.abs().max()))
-
-
-def hyper_scales(program: Program, args: tuple[Any, ...], plan: Plan) -> tuple[dict[str, Scale], Record]:
+def hyper_scales(
+    program: Program, args: tuple[Any, ...], plan: Plan, bound: BoundMarginal
+) -> tuple[dict[str, Scale], Record]:
     """A `Scale` for every hyper-parameter site, by what its value moves: an effect's SD, the noise, or the predictor.
 
     Returns
@@ -47,25 +39,28 @@ def hyper_scales(program: Program, args: tuple[Any, ...], plan: Plan) -> tuple[d
     record = run(program, args, hypers="moderate", seed=0)
     values = {name: site.value.clone().requires_grad_(True) for name, site in record.hypers.items()}
     record = run(program, args, values)
-    size = response_size(plan, record)
+    moments = variance_moments(plan, record, bound)
     scales = {
         name: Scale(torch.ones_like(value), _neutral(value, record.hypers[name]), plan.n_obs)
         for name, value in values.items()
     }
-    for site in record.latents.values():
-        _effect_scales(site, values, record.hypers, scales, size)
-    role = data_of(record)
-    noise = _noise_size(plan, role.family, size)
-    for value in role.dispersion.values():
+    for site, sds in zip(record.latents.values(), moments.effects, strict=True):
+        _effect_scales(site, values, record.hypers, scales, moments.size, sds)
+    for value in data_of(record).dispersion.values():
         for name, gradient in _gradients(value.sum(), values).items():
             if gradient.abs().max() > 0 and _is_scale(record.hypers[name]):
-                full = torch.full_like(values[name], noise).detach()
-                scales[name] = Scale(full, 0.8 * full, plan.n_obs)
+                full = torch.ones_like(values[name]).detach()
+                scales[name] = Scale(moments.size_of_noise * full, moments.noise * full, plan.n_obs)
     return scales, record
 
 
 def _effect_scales(
-    latent: Site, values: Mapping[str, torch.Tensor], hypers: Mapping[str, Site], scales: dict[str, Scale], size: float
+    latent: Site,
+    values: Mapping[str, torch.Tensor],
+    hypers: Mapping[str, Site],
+    scales: dict[str, Scale],
+    size: float,
+    sds: np.ndarray,
 ) -> None:
     """An SD's size: what moves the predictor by the response's size at the root mean square of its design."""
     block = latent.fn.operator.block
@@ -76,6 +71,7 @@ def _effect_scales(
     rms = torch.ones(block.shape[-1]) if design is None else design.detach().square().mean(0).sqrt()
     for i in range(block.shape[-1]):
         typical = size / max(float(rms[i]), 1e-12)
+        start = max(float(sds[i]), FLOOR * typical)
         for name, gradient in _gradients(block[i].sum(), values).items():
             hit = gradient.abs() > 0
             if not bool(hit.any()):
@@ -83,7 +79,8 @@ def _effect_scales(
             old = scales[name]
             if _is_scale(hypers[name]):
                 full = torch.where(hit, torch.as_tensor(typical, dtype=torch.float64), old.size)
-                scales[name] = Scale(full, 0.6 * full, float(levels))
+                begin = torch.where(hit, torch.as_tensor(start, dtype=torch.float64), old.start)
+                scales[name] = Scale(full, begin, float(levels))
             else:
                 scales[name] = Scale(old.size, old.start, float(levels))
 
@@ -97,10 +94,6 @@ def _gradients(scalar: torch.Tensor, values: Mapping[str, torch.Tensor]) -> dict
 
 def _is_scale(site: Site) -> bool:
     return site.role.support in (constraints.nonnegative, constraints.positive)
-
-
-def _noise_size(plan: Plan, family: Any, size: float) -> float:
-    return size if family.link.name == "identity" else max(float(plan.obs.std()), 1e-12)
 
 
 def _neutral(value: torch.Tensor, site: Site) -> torch.Tensor:
