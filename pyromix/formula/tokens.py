@@ -96,7 +96,8 @@ def _check_balance(tokens: list[Token]) -> None:
                 raise fail(token, "unbalanced parentheses: nothing open to close here")
             stack.pop()
         elif before is not None and token.kind != "op" and (before.kind != "op" or before.text in (")", "]")):
-            raise fail(token, f"an operator is missing between {before.source!r} and {token.source!r}")
+            hint = "; a name with blanks needs backquotes" if token.kind == before.kind == "name" else ""
+            raise fail(token, f"an operator is missing between {before.source!r} and {token.source!r}{hint}")
         before = token
     if stack:
         raise fail(stack[-1], "unbalanced parentheses: this one is never closed")
