@@ -51,6 +51,7 @@ class Objective:
         """A run of the program there."""
         return run(self.program, self.args, {**self.fixed, **self.chart.values(flat)})
 
+    @torch.enable_grad()  # standard errors may be asked for where the caller has switched gradients off
     def __call__(self, t: np.ndarray) -> tuple[float, np.ndarray]:
         self.evaluations += 1
         flat = self.flat(t).requires_grad_(True)
