@@ -80,7 +80,8 @@ class PointCovariance(Mapping[str, torch.Tensor]):
         if len(keep):
             hessian = self._optimum.hessian
             if hessian is None:
-                hessian = self._objective.hessian(self._optimum.t)
+                with torch.enable_grad():  # draws are asked for where gradients are off
+                    hessian = self._objective.hessian(self._optimum.t)
                 self._optimum.hessian = hessian
             block = hessian[np.ix_(keep, keep)]
             try:
