@@ -19,6 +19,7 @@ from pyromix.linalg import cholesky as small
 from pyromix.linalg.sparse import DENSE_LIMIT, AbstractComplement, complement
 
 DENSE_BORDER = 64  # complements up to this size keep the border V as a dense array
+PRODUCT_LIMIT = 3_000_000  # products of border entries that are planned ahead, 24 bytes each
 CHUNK = 4_000_000  # entries of a temporary (rows of the lead term x complement)
 
 Arrays = list[np.ndarray]
@@ -92,7 +93,9 @@ class Layout:
         shortcut = self.border <= DENSE_LIMIT
         pairs = [(a, b) for a in range(len(slots)) for b in range(a, len(slots))]
         self.pairs = [_pair(self.terms, *slots[a], *slots[b], shortcut) for a, b in pairs]
+        self.products: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._plan_border()
+        self._plan_rest()
 
     def redesigned(self, designs: Sequence[Sequence[np.ndarray | None]]) -> Layout:
         """The same level pattern with other designs: one array per slot of each term."""
@@ -171,16 +174,48 @@ class Layout:
         self.border_rows = np.concatenate([r for r, _ in positions])
         self.border_cols = np.concatenate([c for _, c in positions])
         if not self.dense_border:
-            self.border_order = np.lexsort((self.border_cols, self.border_rows))
-            self.border_order_t = np.lexsort((self.border_rows, self.border_cols))
-            lead_size = self.terms[self.lead].size
-            counts = np.bincount(self.border_rows, minlength=lead_size)
-            counts_t = np.bincount(self.border_cols, minlength=self.border)
-            index_type = np.int32 if len(self.border_rows) < 2**31 - 1 else np.int64
-            self.indptr = np.concatenate([[0], np.cumsum(counts)]).astype(index_type)
-            self.indptr_t = np.concatenate([[0], np.cumsum(counts_t)]).astype(index_type)
-            self.indices = self.border_cols[self.border_order].astype(index_type)
-            self.indices_t = self.border_rows[self.border_order_t].astype(index_type)
+            self._plan_sparse_border()
+
+    def _plan_sparse_border(self) -> None:
+        """Compressed rows of V and of its transpose; for a dense complement also the products that make ``V^T V``."""
+        lead_size = self.terms[self.lead].size
+        self.border_order = np.lexsort((self.border_cols, self.border_rows))
+        counts = np.bincount(self.border_rows, minlength=lead_size)
+        index_type = np.int32 if len(self.border_rows) < 2**31 - 1 else np.int64
+        self.indptr = np.concatenate([[0], np.cumsum(counts)]).astype(index_type)
+        self.indices = self.border_cols[self.border_order].astype(index_type)
+        single = all(len(term.slots) == 1 for term in self.terms)
+        count = int((counts * (counts + 1) // 2).sum())
+        if single and self.border <= DENSE_LIMIT and count <= PRODUCT_LIMIT:
+            within = np.arange(len(self.indices)) - np.repeat(self.indptr[:-1], counts)
+            first = np.repeat(np.arange(len(self.indices)), within + 1)
+            start = np.cumsum(within + 1) - (within + 1)
+            second = np.arange(count) - start[first] + self.indptr[:-1].repeat(counts)[first]
+            flat = self.indices[first].astype(np.int64) * self.border + self.indices[second]
+            self.products = (first, second, flat)  # lower triangle: columns ascend within a row
+            return
+        self.border_order_t = np.lexsort((self.border_rows, self.border_cols))
+        counts_t = np.bincount(self.border_cols, minlength=self.border)
+        self.indptr_t = np.concatenate([[0], np.cumsum(counts_t)]).astype(index_type)
+        self.indices_t = self.border_rows[self.border_order_t].astype(index_type)
+
+    def _plan_rest(self) -> None:
+        """Positions of the blocks that the complement starts from, lower triangle and diagonal."""
+        rows, cols = [], []
+        self.rest_pairs = []
+        for p, pair in enumerate(self.pairs):
+            if self.lead in (pair.j, pair.k):
+                continue
+            q_j, q_k = self.terms[pair.j].q, self.terms[pair.k].q
+            shape = (len(pair.level_j), q_j, q_k)
+            r = self.offsets[pair.j] + pair.level_j[:, None, None] * q_j + np.arange(q_j)[None, :, None]
+            c = self.offsets[pair.k] + pair.level_k[:, None, None] * q_k + np.arange(q_k)[None, None, :]
+            r, c = np.broadcast_to(r, shape).ravel(), np.broadcast_to(c, shape).ravel()
+            for at, to in ((r, c),) if pair.same else ((r, c), (c, r)):
+                self.rest_pairs.append(p)
+                rows.append(at), cols.append(to)
+        diagonal = np.arange(self.border)
+        self.rest_rows, self.rest_cols = np.concatenate([*rows, diagonal]), np.concatenate([*cols, diagonal])
 
     def lead_blocks(self, p: int, block: np.ndarray) -> np.ndarray:
         """A crossing pair's blocks with the lead term first."""
@@ -273,41 +308,33 @@ class Factor:
         if layout.dense_border:
             flat = layout.border_rows * layout.border + layout.border_cols  # several slots may share a position
             return np.bincount(flat, data, shape[0] * shape[1]).reshape(shape)
-        self._data_t = data[layout.border_order_t]
-        return sp.csr_array((data[layout.border_order], layout.indices, layout.indptr), shape=shape)
+        ordered = data[layout.border_order]
+        if layout.products is None:
+            self._data_t = data[layout.border_order_t]
+        return sp.csr_array((ordered, layout.indices, layout.indptr), shape=shape)
 
     def _border_product(self) -> np.ndarray | sp.csr_array:
-        """``V^T V``."""
+        """``V^T V``; where the layout planned its products, the lower triangle alone."""
         layout = self.layout
         if layout.dense_border:
             return self.v.T @ self.v
+        if layout.products is not None:
+            first, second, flat = layout.products
+            products = self.v.data[first] * self.v.data[second]
+            return np.bincount(flat, products, layout.border**2).reshape(layout.border, -1)
         shape = (layout.border, layout.terms[layout.lead].size)
-        transposed = sp.csr_array((self._data_t, layout.indices_t, layout.indptr_t), shape=shape)
-        product = transposed @ self.v
+        product = sp.csr_array((self._data_t, layout.indices_t, layout.indptr_t), shape=shape) @ self.v
         return product.toarray() if layout.border <= DENSE_LIMIT else product
 
     def _complement(self, blocks: Arrays) -> AbstractComplement:
         layout = self.layout
-        dense = layout.border <= DENSE_LIMIT
-        rows, cols, data = [], [], []
-        for pair, block in zip(layout.pairs, blocks, strict=True):
-            if layout.lead in (pair.j, pair.k):
-                continue
-            q_j, q_k = block.shape[1:]
-            r = layout.offsets[pair.j] + pair.level_j[:, None, None] * q_j + np.arange(q_j)[None, :, None]
-            c = layout.offsets[pair.k] + pair.level_k[:, None, None] * q_k + np.arange(q_k)[None, None, :]
-            r, c = np.broadcast_to(r, block.shape).ravel(), np.broadcast_to(c, block.shape).ravel()
-            for at, to in ((r, c),) if pair.same else ((r, c), (c, r)):
-                rows.append(at), cols.append(to), data.append(block.ravel())
-        diagonal = np.arange(layout.border)
-        rows.append(diagonal), cols.append(diagonal), data.append(np.ones(layout.border))
-        at, to, values = np.concatenate(rows), np.concatenate(cols), np.concatenate(data)
+        values = np.concatenate([*(blocks[p].ravel() for p in layout.rest_pairs), np.ones(layout.border)])
         shape = (layout.border, layout.border)
-        if dense:
-            flat = np.bincount(at * layout.border + to, values, layout.border**2)
-            s: np.ndarray | sp.sparray = flat.reshape(shape)
+        if layout.border <= DENSE_LIMIT:
+            flat = layout.rest_rows * layout.border + layout.rest_cols
+            s: np.ndarray | sp.sparray = np.bincount(flat, values, layout.border**2).reshape(shape)
         else:
-            s = sp.csr_array((values, (at, to)), shape=shape)
+            s = sp.csr_array((values, (layout.rest_rows, layout.rest_cols)), shape=shape)
         if self.v is not None:
             s = s - self._border_product()
         return complement(s)

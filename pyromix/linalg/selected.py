@@ -169,6 +169,10 @@ def _lead_correction(factor: Factor) -> np.ndarray:
 def _lead_sum(factor: Factor, inverse: np.ndarray) -> np.ndarray:
     q = factor.root.shape[-1]
     t = _t(factor)
+    if q == 1 and factor.layout.products is not None:
+        first, second, flat = factor.layout.products
+        twice = 2.0 * ((t.data[first] * t.data[second]) @ inverse.reshape(-1)[flat])
+        return np.array([[twice - (t.data**2) @ np.diag(inverse)[t.indices]]])
     parts = [t[a::q] for a in range(q)]
     out = np.empty((q, q))
     for a in range(q):

@@ -49,35 +49,36 @@ def complement(matrix: np.ndarray | sp.sparray) -> AbstractComplement:
 
 
 class DenseComplement(AbstractComplement):
-    """LAPACK Cholesky."""
+    """LAPACK Cholesky; only the lower triangle of the matrix is read."""
 
     def __init__(self, matrix: np.ndarray) -> None:
         try:
-            self.root = scipy.linalg.cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
+            # The transpose of a C-ordered array is what LAPACK wants, so nothing is copied.
+            self.root = scipy.linalg.cholesky(matrix.T, lower=False, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError as error:
             raise NumericalError(f"a complement of {len(matrix)} rows is not positive definite: {error}.") from error
         self.logdet = 2.0 * float(np.log(np.diag(self.root)).sum())
         self._inverse: np.ndarray | None = None
 
     def solve(self, b: np.ndarray) -> np.ndarray:
-        return scipy.linalg.cho_solve((self.root, True), b, check_finite=False)
+        return scipy.linalg.cho_solve((self.root, False), b, check_finite=False)
 
     @property
     def inverse(self) -> np.ndarray:
         """The whole inverse, (M, M)."""
         if self._inverse is None:
-            lower, info = scipy.linalg.lapack.dpotri(self.root, lower=1)
+            upper, info = scipy.linalg.lapack.dpotri(self.root, lower=0)
             if info:
                 raise NumericalError(f"inverting a complement of {len(self.root)} rows failed (LAPACK info {info}).")
-            upper = np.tril(lower, -1).T
-            self._inverse = np.tril(lower) + upper
+            self._inverse = upper + upper.T  # below the diagonal LAPACK left zeros
+            self._inverse[np.diag_indices(len(upper))] *= 0.5
         return self._inverse
 
     def inverse_at(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         return self.inverse[rows, cols]
 
     def sample(self, noise: np.ndarray) -> np.ndarray:
-        return scipy.linalg.solve_triangular(self.root, noise, lower=True, trans="T", check_finite=False)
+        return scipy.linalg.solve_triangular(self.root, noise, lower=False, check_finite=False)
 
 
 class BlockComplement(AbstractComplement):
