@@ -195,13 +195,13 @@ def groups(name: str, levels: int, q: int, n: float, gaussian: bool, proper_prio
         )
     if gaussian and levels >= n:
         raise DataError(
-            f"grouping factor {name!r}: {levels} levels for {n:g} observations; every group has a single one, "
+            f"grouping factor {name!r}: {levels} levels for {n:.12g} observations; every group has a single one, "
             "so the effect and the residual cannot be told apart. Drop the term or use a coarser factor."
         )
     if gaussian and q * levels >= n:
         raise DataError(
             f"random term on {name!r}: {q} effects for each of {levels} levels make {q * levels} random "
-            f"effects for {n:g} observations; they must be fewer. Simplify the term."
+            f"effects for {n:.12g} observations; they must be fewer. Simplify the term."
         )
     if levels < FEW_GROUPS:
         return [(FewGroupsWarning, f"grouping factor {name!r}: {plural(levels, 'level')}; a variance estimated from "

@@ -196,10 +196,11 @@ def value_column(series: pd.Series, name: str, role: str, rows: Rows) -> Column:
             )
         if kinds in ("mixed-integer", "mixed"):
             _check_mixed(series, where, rows)
-    column = factor_column(series, name, role, rows)
-    if not isinstance(dtype, pd.CategoricalDtype):
-        _check_text_numbers(column, rows)
-    return column
+
+    def inspect(labels: list[Any], codes: np.ndarray) -> None:
+        _check_text_numbers(name, role, labels, codes, rows)
+
+    return Column(name, role, series, factor=factorize(series, where, rows, inspect))
 
 
 def _is_object(series: pd.Series) -> bool:
@@ -239,30 +240,28 @@ def _check_mixed(series: pd.Series, where: str, rows: Rows) -> None:
         )
 
 
-def _check_text_numbers(column: Column, rows: Rows) -> None:
+def _check_text_numbers(name: str, role: str, labels: list[Any], codes: np.ndarray, rows: Rows) -> None:
     """Text that looks numeric would silently become one dummy column a value."""
-    factor = column.factor
-    assert factor is not None
-    levels = [level for level in factor.levels if isinstance(level, str)]
-    if not levels or len(levels) != len(factor.levels):
+    if not labels or not isinstance(labels[0], str):
         return
-    numeric = pd.to_numeric(pd.Series(levels, dtype=object), errors="coerce").notna().to_numpy()
-    how = f"pandas.to_numeric(data[{column.name!r}])"
-    label = f"data[{column.name!r}].astype('category')"
+    where = f"column {name!r} ({role})"
+    numeric = pd.to_numeric(pd.Series(labels, dtype=object), errors="coerce").notna().to_numpy()
+    how = f"pandas.to_numeric(data[{name!r}])"
+    label = f"data[{name!r}].astype('category')"
     if numeric.all():
         raise DataError(
-            f"{column.where}: text that looks numeric, such as {levels[0]!r} at "
-            f"{rows.first(factor.codes == 0)}, {plural(len(levels), 'distinct value')}. Convert with {how}, "
-            f"or, if these are labels, with {label} or C({column.name})."
+            f"{where}: text that looks numeric, such as {labels[0]!r} at {rows.first(codes == 0)}, "
+            f"{plural(len(labels), 'distinct value')}. Convert with {how}, or, if these are labels, with {label} or "
+            f"C({name})."
         )
-    counts = np.bincount(factor.codes[factor.codes >= 0], minlength=len(levels))
+    counts = np.bincount(codes[codes >= 0], minlength=len(labels))
     odd = int(counts[~numeric].sum())
     if numeric.sum() > 1 and odd <= max(1, 0.05 * counts.sum()):
         at = int(np.argmin(numeric))
         raise DataError(
-            f"{column.where}: numbers kept as text, and {plural(odd, 'value')} that cannot be read as a "
-            f"number, first {levels[at]!r} at {rows.first(factor.codes == at)}. Correct it and convert with "
-            f"{how}, or, if these are labels, use {label}."
+            f"{where}: numbers kept as text, and {plural(odd, 'value')} that cannot be read as a number, first "
+            f"{labels[at]!r} at {rows.first(codes == at)}. Correct it and convert with {how}, or, if these are labels, "
+            f"use {label}."
         )
 
 

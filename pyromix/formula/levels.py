@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import pandas as pd
 
 from pyromix.errors import DataError
 from pyromix.formula.rows import Rows, shown
+
+Inspector = Callable[[list[Any], np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def compact(codes: np.ndarray, levels: tuple[Any, ...], unused: tuple[Any, ...] 
     return Factor(remap[codes], tuple(np.array(levels, dtype=object)[used].tolist()), unused + gone)
 
 
-def factorize(series: pd.Series, where: str, rows: Rows) -> Factor:
+def factorize(series: pd.Series, where: str, rows: Rows, inspect: Inspector | None = None) -> Factor:
     """Code a column by its values.
 
     Parameters
@@ -65,6 +67,8 @@ def factorize(series: pd.Series, where: str, rows: Rows) -> Factor:
         How messages name it, such as ``column 'Subject' (grouping factor)``.
     rows
         The rows, for messages.
+    inspect
+        Called with the labels of a text column and their codes before they are sorted, which is the slow part.
 
     Returns
     -------
@@ -79,13 +83,14 @@ def factorize(series: pd.Series, where: str, rows: Rows) -> Factor:
         codes = series.cat.codes.to_numpy(dtype=np.int64)
         _check_labels(list(series.cat.categories), codes, where, rows)
         return compact(codes, tuple(series.cat.categories.tolist()))
-    if isinstance(series.dtype, np.dtype) and series.dtype.kind == "O":
-        return _factorize_objects(series, where, rows)
-    codes, uniques = pd.factorize(series, sort=True)
-    return Factor(codes.astype(np.int64, copy=False), tuple(uniques.tolist()))
+    plain = isinstance(series.dtype, np.dtype) and series.dtype.kind != "O"
+    if plain or not isinstance(series.dtype, (np.dtype, pd.StringDtype)):
+        codes, uniques = pd.factorize(series, sort=True)
+        return Factor(codes.astype(np.int64, copy=False), tuple(uniques.tolist()))
+    return _factorize_objects(series, where, rows, inspect)
 
 
-def _factorize_objects(series: pd.Series, where: str, rows: Rows) -> Factor:
+def _factorize_objects(series: pd.Series, where: str, rows: Rows, inspect: Inspector | None) -> Factor:
     try:
         codes, uniques = pd.factorize(series, sort=False)
     except TypeError:
@@ -97,6 +102,8 @@ def _factorize_objects(series: pd.Series, where: str, rows: Rows) -> Factor:
     labels = uniques.tolist()
     codes = codes.astype(np.int64, copy=False)
     _check_labels(labels, codes, where, rows)
+    if inspect is not None:
+        inspect(labels, codes)
     order = sorted(range(len(labels)), key=labels.__getitem__)
     rank = np.empty(len(labels) + 1, dtype=np.int64)
     rank[order] = np.arange(len(labels))
@@ -189,13 +196,13 @@ class Crossing:
         combined = _combine(parts, [len(part.levels) for part in parts])
         codes, keys = pd.factorize(combined, sort=True)
         sizes = [len(part.levels) for part in parts]
-        labels = []
-        for key in keys.tolist():
-            digits = []
-            for size in reversed(sizes):
-                key, digit = divmod(key, size)
-                digits.append(digit)
-            labels.append(":".join(str(part.levels[d]) for part, d in zip(parts, reversed(digits), strict=True)))
+        digits, rest = [], keys
+        for size in reversed(sizes):
+            rest, digit = np.divmod(rest, size)
+            digits.append(digit)
+        names = [np.array([str(level) for level in part.levels], dtype=object) for part in parts]
+        columns = [name[digit] for name, digit in zip(names, reversed(digits), strict=True)]
+        labels = [":".join(combination) for combination in zip(*columns, strict=True)]
         return cls(codes.astype(np.int64, copy=False), keys, tuple(labels))
 
     def recode(self, parts: Sequence[Factor]) -> tuple[np.ndarray, np.ndarray]:

@@ -16,8 +16,8 @@ def bars(*items: tuple) -> tuple[Bar, ...]:
     return tuple(Bar(item[0], tuple(item[1].split(":")), *item[2:]) for item in items)
 
 
-# Right-hand side, fixed part, bars. Written by hand and compared once with findbars() of lme4 1.1-31, which orders nested
-# terms the other way round, calls them b:a, and fails on (1||g), (1|(a/b)/c), (1|a/(b/c)) and (1|a:b/c).
+# Right-hand side, fixed part, bars. Written by hand and compared once with findbars() of lme4 1.1-31, which orders
+# nested terms the other way round, calls them b:a, and fails on (1||g), (1|(a/b)/c), (1|a/(b/c)) and (1|a:b/c).
 EXPANSIONS = [
     ("(1|g)", "1", bars(("1", "g"))),
     ("x + (1|g)", "x", bars(("1", "g"))),
