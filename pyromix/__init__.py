@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyromix import networks as networks
     from pyromix import testing as testing
     from pyromix.backends import MaximumLikelihood as MaximumLikelihood
+    from pyromix.backends.training import Training as Training
     from pyromix.covariances import IID as IID
     from pyromix.covariances import Diagonal as Diagonal
     from pyromix.covariances import Unstructured as Unstructured
@@ -71,6 +72,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "families": ("Binomial", "Gaussian", "Poisson"),
     "marginal": ("Exact", "GaussHermite", "Laplace"),
     "backends": ("MaximumLikelihood",),
+    "backends.training": ("Training",),
     "formula.design": ("Design",),
     "results": ("Fit",),
     "errors": (

@@ -135,7 +135,7 @@ def run(
     """
     with isolated(), torch.random.fork_rng(devices=[], enabled=True):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed devices that are not restored
         recorder = _Recorder(values or {}, latents, hypers)
         with recorder:
             program(*args)

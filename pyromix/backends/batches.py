@@ -1,0 +1,218 @@
+r"""Parts of a data set that have a marginal likelihood of their own.
+
+Rows that share a level of a random effect, directly or through other rows, form a *unit*: units are independent given the
+hyper-parameters, so :math:`\log p(y) = \sum_u \log p(y_u)` and a batch of whole units gives an unbiased gradient. With one
+grouping factor the units are its groups, with nested factors those of the coarsest, with crossed factors there is but one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.sparse.csgraph import connected_components
+
+from pyromix.errors import UnsupportedError
+from pyromix.linalg.block import Layout, Slot, Term
+from pyromix.marginal.base import AbstractMarginal, BoundMarginal
+from pyromix.marginal.plan import Plan, data_of
+from pyromix.running import Program, run
+
+SAME_ROW = 1e-6  # relative: a row's predictor must not depend on which other rows are there (float32 networks too)
+FULL_BATCH_ROWS = 2000  # up to here all rows at once
+BATCH_GROUPS = 32
+FEWEST_GROUPS = 5  # below, none is held out
+REMEDY = "Training(batch_groups=None, validation=0) trains on all rows at once"
+
+
+@dataclass(frozen=True)
+class Units:
+    """Row -> unit, (n,), and their number."""
+
+    of_row: np.ndarray
+    count: int
+
+    def rows(self, chosen: np.ndarray) -> np.ndarray:
+        """Positions of the rows in the chosen units, in row order."""
+        wanted = np.zeros(self.count, dtype=bool)
+        wanted[chosen] = True
+        return np.flatnonzero(wanted[self.of_row])
+
+
+def independent_units(plan: Plan) -> Units:
+    """Connected components of rows and levels; without random effects every row is a unit."""
+    n, offset, edges = len(plan.obs), 0, []
+    for term in plan.layout.terms:
+        edges += [(np.arange(n), offset + slot.index) for slot in term.slots]
+        offset += term.levels
+    if not edges:
+        return Units(np.arange(n), n)
+    row, level = (np.concatenate(part) for part in zip(*edges, strict=True))
+    graph = sp.coo_matrix((np.ones(len(row), dtype=np.int8), (row, n + level)), shape=(n + offset, n + offset))
+    _, labels = connected_components(graph, directed=False)
+    present, of_row = np.unique(labels[:n], return_inverse=True)
+    return Units(of_row, len(present))
+
+
+def largest_factor(plan: Plan) -> Units:
+    """The groups of the random effect with the most levels in use."""
+    columns = [term.slots[0].index for term in plan.layout.terms]
+    coded = [np.unique(column, return_inverse=True) for column in columns]
+    present, of_row = max(coded, key=lambda pair: len(pair[0]))
+    return Units(of_row, len(present))
+
+
+class Subsets:
+    """A program, its data and its plan, restricted to some of the rows.
+
+    Raises
+    ------
+    UnsupportedError
+        The arguments cannot be indexed by row, or the predictor of a row depends on other rows.
+    """
+
+    def __init__(self, program: Program, args: tuple[Any, ...], plan: Plan, marginal: AbstractMarginal) -> None:
+        self.program, self.args, self.plan, self.marginal = program, args, plan, marginal
+
+    def bound(self, rows: np.ndarray | None) -> tuple[tuple[Any, ...], BoundMarginal]:
+        """Arguments and marginaliser of these rows; of all for ``None``."""
+        if rows is None:
+            return self.args, self.marginal.bind(self.program, self.args, self.plan)
+        args = subset(self.args, torch.from_numpy(rows), len(self.plan.obs))
+        return args, self.marginal.bind(self.program, args, subset_plan(self.plan, rows))
+
+    def check(self, rows: np.ndarray) -> None:
+        """Compare these rows' predictor, evaluated alone, with what it is among all rows."""
+        args = subset(self.args, torch.from_numpy(rows), len(self.plan.obs))
+        with torch.no_grad():
+            whole = run(self.program, self.args, hypers="moderate", seed=0)
+            values = {name: site.value for name, site in whole.hypers.items()}
+            expected = data_of(whole).eta[torch.from_numpy(rows)]
+            try:
+                found = data_of(run(self.program, args, values)).eta
+            except (IndexError, RuntimeError, ValueError, TypeError, KeyError) as error:
+                raise UnsupportedError(
+                    f"the program does not run on a part of its rows ({type(error).__name__}: {error}); {REMEDY}."
+                ) from error
+        size = float(expected.abs().max()) + 1.0
+        if found.shape != expected.shape or not bool(((found - expected).abs() <= SAME_ROW * size).all()):
+            raise UnsupportedError(
+                f"the predictor of a row of {self.plan.response!r} depends on which other rows are there, so it cannot be "
+                f"trained in batches or scored on held-out groups; {REMEDY}."
+            )
+
+
+def subset_plan(plan: Plan, rows: np.ndarray) -> Plan:
+    """The plan on some rows, with only the levels they hold, so that its cost is that of its rows.
+
+    Where the predictor is not affine the marginaliser runs the program on effects of its own, whose levels must then stay.
+    """
+    at = torch.from_numpy(rows)
+
+    def rows_of(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor[at]
+
+    return dataclasses.replace(
+        plan,
+        layout=Layout([_term_on(term, rows, compact=plan.affine) for term in plan.layout.terms]),
+        linear={name: design[at] for name, design in plan.linear.items()},
+        obs=plan.obs[at],
+        trials=rows_of(plan.trials),
+        row_weight=rows_of(plan.row_weight),
+        prepared=tuple(entry[at] for entry in plan.prepared),
+    )
+
+
+def _term_on(term: Term, rows: np.ndarray, compact: bool) -> Term:
+    index = np.stack([slot.index[rows] for slot in term.slots])
+    levels = term.levels
+    if compact:
+        present, inverse = np.unique(index, return_inverse=True)
+        index, levels = inverse.reshape(index.shape), len(present)
+    designs = [None if slot.design is None else slot.design[rows] for slot in term.slots]
+    return Term(levels, term.q, tuple(Slot(column, design) for column, design in zip(index, designs, strict=True)))
+
+
+def subset(value: Any, rows: torch.Tensor, n: int) -> Any:
+    """A program's argument restricted to some of its n rows.
+
+    Tensors and arrays whose first dimension is n are indexed; those of another length (tables by level) and plain values
+    stay; tuples, lists, dicts and dataclasses are taken apart; an object with a method ``subset(rows)`` does it itself.
+
+    Raises
+    ------
+    UnsupportedError
+        Anything else: what its rows are is unknown.
+    """
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value[rows] if value.dim() and len(value) == n else value
+    if isinstance(value, np.ndarray):
+        return value[rows.numpy()] if value.ndim and len(value) == n else value
+    if callable(getattr(value, "subset", None)) and not isinstance(value, type):
+        return value.subset(rows)
+    if isinstance(value, Mapping):
+        return {key: subset(entry, rows, n) for key, entry in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(subset(entry, rows, n) for entry in value))
+    if isinstance(value, tuple | list):
+        return type(value)(subset(entry, rows, n) for entry in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: subset(getattr(value, f.name), rows, n) for f in dataclasses.fields(value) if f.init}
+        return dataclasses.replace(value, **fields)
+    raise UnsupportedError(
+        f"the program's argument holds a {type(value).__name__}, and which of its parts are rows is unknown; give it a method "
+        f"subset(rows), pass tensors, tuples or dicts of them, or: {REMEDY}."
+    )
+
+
+class Split:
+    """Which groups train, which are held out, and how many make a batch.
+
+    Attributes
+    ----------
+    units
+        The groups.
+    held, train
+        Numbers of the groups held out and trained on; `train_rows` are the latter's rows.
+    batches
+        Batches in an epoch.
+    notes
+        What was asked for and could not be had: (what, value, threshold, remedy).
+    """
+
+    def __init__(self, plan: Plan, batch_groups: int | None, validation: float, seed: int) -> None:
+        self.notes: list[tuple[str, float, float, str]] = []
+        self.seed = seed
+        units = independent_units(plan)
+        crossed = units.count == 1 and bool(plan.latents)
+        if crossed:
+            units = largest_factor(plan)
+        order = np.random.default_rng([seed, 0]).permutation(units.count)
+        held = max(1, round(validation * units.count)) if validation else 0
+        if held and units.count < FEWEST_GROUPS:
+            held = 0
+            remedy = "Too few groups to hold any out: training ran to the end of its schedule."
+            self.notes.append(("validation", units.count, FEWEST_GROUPS, remedy))
+        self.units = units
+        self.held, self.train = np.sort(order[:held]), np.sort(order[held:])
+        self.train_rows = units.rows(self.train)
+        batch = len(self.train)
+        if crossed and batch_groups is not None:
+            remedy = "Crossed factors tie all groups together: every step takes all rows. Leave batch_groups out."
+            self.notes.append(("batch_groups", batch_groups, 1, remedy))
+        elif not crossed and (batch_groups is not None or len(self.train_rows) > FULL_BATCH_ROWS):
+            batch = min(batch_groups or BATCH_GROUPS, batch)
+        self.batches = math.ceil(len(self.train) / batch)
+
+    def batch(self, epoch: int, position: int) -> np.ndarray:
+        """The groups of one batch of an epoch."""
+        order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.train)
+        return np.array_split(order, self.batches)[position]
