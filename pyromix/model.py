@@ -15,7 +15,7 @@ from pyromix.defaults import compose
 from pyromix.errors import ConfigError
 from pyromix.families import AbstractFamily, Gaussian
 from pyromix.formula.design import Design
-from pyromix.persistence import describe_model, load
+from pyromix.persistence import describe_model, describe_program, load
 from pyromix.results import Fit
 from pyromix.results.prior import PriorPredictive, prior_predictive
 from pyromix.running import Program
@@ -60,7 +60,7 @@ class Model:
             formula_text=self.formula,
             new_design=self.design.new,
         )
-        fitted.extra_spec, fitted.extra_arrays = describe_model(self.design, program, self._given)
+        fitted.describe = lambda: describe_model(self.design, program, self._given)
         return fitted
 
     def source(self) -> str:
@@ -145,7 +145,10 @@ def fit(
 
     Networks inside the program are trained where they stand.
     """
-    return _checked_backend(backend).fit(program, data, seed=seed, progress=progress)
+    fitted = _checked_backend(backend).fit(program, data, seed=seed, progress=progress)
+    modules = {name: site.role.module for name, site in fitted.record.functions.items()}
+    fitted.describe = lambda: describe_program(program, fitted.args, modules)
+    return fitted
 
 
 def _checked_backend(backend: AbstractBackend | None) -> AbstractBackend:

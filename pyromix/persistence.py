@@ -152,7 +152,7 @@ def _rebuild(
         return holder["draw"](n, seed)
 
     fit = Fit(estimate_from_payload(spec, estimate_arrays, draw), program, args, **keywords)
-    fit.extra_spec, fit.extra_arrays = extra, arrays
+    fit.describe = lambda: (extra, arrays)
     return fit
 
 

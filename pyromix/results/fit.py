@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAN = float("nan")
+Description = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+def _nothing() -> Description:
+    """What a fit that no facade has described adds to its file."""
+    return {}, {}
 
 
 class Fit:
@@ -64,8 +70,7 @@ class Fit:
         self.family = family
         self.formula = formula_text
         self.new_design = new_design
-        self.extra_spec: dict[str, Any] = {}
-        self.extra_arrays: dict[str, np.ndarray] = {}
+        self.describe: Callable[[], Description] = _nothing
         self._forced = forced
 
     # -- how it went -------------------------------------------------------------------------------------------------
@@ -96,7 +101,7 @@ class Fit:
             new_design=self.new_design,
             forced=True,
         )
-        fit.extra_spec, fit.extra_arrays = self.extra_spec, self.extra_arrays
+        fit.describe = self.describe
         return fit
 
     # -- criteria ----------------------------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyromix.results.predict import MAX_ENTRIES, MIN_DRAWS, progress, replicate
+from pyromix.results import declared
+from pyromix.results.draws import Responses, Values, describe, over_draws
+from pyromix.results.predict import MAX_ENTRIES, MIN_DRAWS
 from pyromix.results.rows import row_labels, tidy_labels
-from pyromix.running import Record, Site
+from pyromix.running import Record
 
 if TYPE_CHECKING:
     import arviz
@@ -42,7 +44,7 @@ def inference_data(fit: Fit) -> arviz.InferenceData:
     count = _count(fit)
     draws = fit.draws(count)
     values = {name: draws[name].detach().numpy() for name in draws}
-    likelihood, replicated, derived = _run_all(fit, draws, count)
+    likelihood, replicated, derived = _run_all(fit, draws)
     values |= {name: array for name, array in derived.items() if name not in values}
     attrs = _attributes(fit, count)
     chains = fit.estimate.chains if count % fit.estimate.chains == 0 else 1
@@ -85,30 +87,27 @@ def _attributes(fit: Fit, count: int) -> dict[str, Any]:
 Arrays = dict[str, np.ndarray]
 
 
-@torch.no_grad()
-def _run_all(fit: Fit, draws: Mapping[str, torch.Tensor], count: int) -> tuple[Arrays, Arrays, Arrays]:
+def _run_all(fit: Fit, draws: Values) -> tuple[Arrays, Arrays, Arrays]:
     """Row-wise log-likelihood, one replicated response and the derived quantities, at every draw."""
-    likelihood: Arrays = {n: np.empty((count, len(s.role.eta))) for n, s in fit.record.data.items()}
-    replicated: Arrays = {n: np.empty_like(array) for n, array in likelihood.items()}
-    kept = {n: v for n, v in fit.record.deterministic.items() if v.numel() <= MAX_DETERMINISTIC}
-    derived: Arrays = {n: np.empty((count, *v.shape)) for n, v in kept.items()}
-    for s in progress(range(count)):
-        record = fit.run({name: value[s] for name, value in draws.items()})
+    kept = [name for name, value in fit.record.deterministic.items() if value.numel() <= MAX_DETERMINISTIC]
+
+    def one(values: Values) -> Values:
+        record = fit.run(values)
+        found = {f"derived\0{name}": record.deterministic[name] for name in kept}
         for name, site in record.data.items():
-            likelihood[name][s] = _log_likelihood(site).numpy()
-            replicated[name][s] = replicate(site, seed=s)[0].numpy()
-        for name, array in derived.items():
-            array[s] = record.deterministic[name].numpy()
-    return likelihood, replicated, derived
+            found |= {f"{name}\0{key}": value for key, value in describe(site).items()}
+        return found
 
-
-def _log_likelihood(site: Site) -> torch.Tensor:
-    """Row-wise log-likelihood; frequency weights multiply it, rows that a mask takes out have 0."""
-    role = site.role
-    value = role.family.log_prob(role.eta, role.obs, role.trials, **role.dispersion)
-    if role.weights is not None:
-        value = value * role.weights
-    return value if role.mask is None else torch.where(role.mask, value, torch.zeros_like(value))
+    rows = sum(len(site.role.eta) for site in fit.record.data.values())
+    found = over_draws(one, draws, rows)
+    likelihood: Arrays = {}
+    replicated: Arrays = {}
+    for name, site in fit.record.data.items():
+        prefix = f"{name}\0"
+        at = Responses.of(site, {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)})
+        likelihood[name] = declared.numpy_of(at.log_likelihoods())
+        replicated[name] = declared.numpy_of(at.replicates(seed=0)[0])
+    return likelihood, replicated, {name: declared.numpy_of(found[f"derived\0{name}"]) for name in kept}
 
 
 def _sample_stats(stats: Mapping[str, Any], attrs: dict[str, Any]) -> xarray.Dataset:

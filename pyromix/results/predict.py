@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 
 from pyromix.errors import ConfigError, UnsupportedError
 from pyromix.results.declared import numpy_of, values_of
+from pyromix.results.draws import Responses, Values, describe, over_draws
 from pyromix.results.quadrature import gaussian_mean
 from pyromix.results.rows import Rows, response_site, row_labels, run_at
-from pyromix.running import Site
+from pyromix.running import Record, Site
 from pyromix.sites import RowMap
 
 if TYPE_CHECKING:
@@ -58,19 +60,6 @@ def _mean(site: Site, eta: torch.Tensor) -> torch.Tensor:
     return site.role.family.mean(eta, **site.role.dispersion)
 
 
-def _at_draws(fit: Fit, count: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    draws = fit.draws(count, seed)
-    for s in progress(range(count)):
-        yield {name: value[s] for name, value in draws.items()}
-
-
-def progress(steps: range) -> Any:
-    """The steps with a bar that shows itself only if they take longer than two seconds."""
-    from tqdm import tqdm
-
-    return tqdm(steps, desc="draws", delay=2.0, leave=False)
-
-
 def _draw_count(fit: Fit, wanted: int, n: int) -> int:
     limit = max(MIN_DRAWS, MAX_ENTRIES // max(n, 1))
     return min(fit.estimate.n_draws or wanted, limit)
@@ -80,66 +69,91 @@ def population_mean(fit: Fit, data: Any = None) -> np.ndarray:
     """Expected response with every random effect at zero, (n,)."""
     rows = Rows.of(fit, data, "zero")
     zeros = {name: torch.zeros_like(value) for name, value in fit.estimate.latents.items()}
-    site = response_site(run_at(fit, rows, {**fit.estimate.point, **zeros}, append="zero")[0])
+    site = response_site(run_at(fit, rows, {**fit.estimate.point, **zeros})[0])
     return rows.scatter(numpy_of(_mean(site, site.role.eta)))
 
 
 # -- kinds ------------------------------------------------------------------------------------------------------------
 def _point(fit: Fit, rows: Rows, kind: str, seed: int) -> np.ndarray:
     """Plug-in at the conditional modes for a point fit, the average over draws otherwise."""
-    if fit.estimate.kind != "draws":
-        return rows.scatter(numpy_of(_plug_in(fit, rows, kind, values_of(fit.estimate), seed)))
-    parts = (_plug_in(fit, rows, kind, values, seed) for values in _at_draws(fit, fit.n_draws, seed))
-    return rows.scatter(numpy_of(_average(parts)))
-
-
-def _average(values: Iterator[torch.Tensor]) -> torch.Tensor:
-    """Mean of tensors of one shape, one at a time in memory."""
-    total, count = next(values), 1
-    for value in values:
-        total, count = total + value, count + 1
-    return total / count
-
-
-def _plug_in(fit: Fit, rows: Rows, kind: str, values: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
-    record, appended = run_at(fit, rows, values, append="zero")
+    record, appended = run_at(fit, rows, values_of(fit.estimate))
     site = response_site(record)
-    eta = site.role.eta
+    if fit.estimate.kind == "draws":
+        values = fit.draws(_draw_count(fit, fit.n_draws, len(site.role.eta)), seed)
+    else:
+        values = {name: value[None] for name, value in values_of(fit.estimate).items()}
     if not appended or rows.policy == "zero":
-        return eta if kind == "linear" else _mean(site, eta)
-    maps = {name: record.latents[name].role.rows for name in appended}
-    if not _enters_linearly(fit, rows, values, maps, eta, seed):
-        return _average(_simulated(fit, rows, kind, values, seed))
+        at = responses(fit, rows, values, {}, site)
+        return rows.scatter(numpy_of((at.eta if kind == "linear" else at.means()).mean(0)))
+    if not _enters_linearly(fit, rows, appended, record, seed):
+        # one draw of the new levels for each draw of the posterior, or many at a point
+        values = {n: v.expand(INTERVAL_DRAWS, *v.shape[1:]) if len(v) == 1 else v for n, v in values.items()}
+        at = responses(fit, rows, values, new_noise(appended, len(next(iter(values.values()))), seed), site)
+        return rows.scatter(numpy_of((at.eta if kind == "linear" else at.means()).mean(0)))
+    return rows.scatter(numpy_of(_integrated(fit, rows, kind, values, site)))
+
+
+def _integrated(fit: Fit, rows: Rows, kind: str, values: Values, site: Site) -> torch.Tensor:
+    """Mean with the new levels' effects, which enter linearly, integrated over their prior at each draw."""
+
+    def one(draw: Values) -> Values:
+        record, appended = run_at(fit, rows, draw)
+        at = response_site(record)
+        variance = torch.zeros_like(at.role.eta)
+        for name in appended:
+            latent = record.latents[name]
+            variance = variance + new_level_variance(latent.role.rows, latent.fn.operator.block)
+        return {**describe(at), "variance": variance}
+
+    found = over_draws(one, values, len(site.role.eta))
+    at = Responses.of(site, found)
     if kind == "linear":
-        return eta
-    variance = torch.zeros_like(eta)
-    for name, row_map in maps.items():
-        block = record.latents[name].fn.operator.block
-        variance = variance + new_level_variance(row_map, block)
-    return gaussian_mean(lambda x: _mean(site, x), eta, variance)
+        return at.eta.mean(0)
+    total = torch.zeros_like(site.role.eta)
+    for s in range(len(at)):
+        mean = partial(site.role.family.mean, **at.at(s))
+        total = total + gaussian_mean(mean, at.eta[s], found["variance"][s])
+    return total / len(at)
 
 
-def _enters_linearly(
-    fit: Fit, rows: Rows, values: dict[str, torch.Tensor], maps: dict[str, RowMap], eta: torch.Tensor, seed: int
-) -> bool:
+def _enters_linearly(fit: Fit, rows: Rows, appended: Appended, record: Record, seed: int) -> bool:
     """Whether the predictor is affine in the new levels' effects through the declared row maps: probe and compare."""
-    record, _ = run_at(fit, rows, values, append="prior", seed=seed)
-    probe = eta
-    for name, row_map in maps.items():
-        u = record.latents[name].value.clone()
+    values = values_of(fit.estimate)
+    noise = {name: value[0] for name, value in new_noise(appended, 1, seed).items()}
+    probed, _ = run_at(fit, rows, values, noise)
+    expected = response_site(record).role.eta
+    for name in appended:
+        u = probed.latents[name].value.clone()
         u[: len(values[name])] = 0
-        rows_of = row_map.apply(u)
-        if rows_of.shape != eta.shape:
+        contribution = probed.latents[name].role.rows.apply(u)
+        if contribution.shape != expected.shape:
             return False
-        probe = probe + rows_of
-    return torch.allclose(probe, record.data[next(iter(record.data))].role.eta, rtol=1e-9, atol=1e-9, equal_nan=True)
+        expected = expected + contribution
+    return torch.allclose(response_site(probed).role.eta, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
-def _simulated(fit: Fit, rows: Rows, kind: str, values: dict[str, torch.Tensor], seed: int) -> Iterator[torch.Tensor]:
-    """Means (or predictors) under draws of new effects that enter through a network; a seed always gives the same."""
-    for each in _seeds(seed, INTERVAL_DRAWS):
-        site = response_site(run_at(fit, rows, values, append="prior", seed=each)[0])
-        yield site.role.eta if kind == "linear" else _mean(site, site.role.eta)
+Appended = Mapping[str, tuple[int, int]]
+NOISE = "noise\0"
+
+
+def new_noise(appended: Appended, count: int, seed: int) -> Values:
+    """Standard normals for the new levels of every effect, (draws, new levels, terms)."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(count, *shape, dtype=torch.float64, generator=generator) for name, shape in appended.items()
+    }
+
+
+def responses(fit: Fit, rows: Rows, values: Values, noise: Values, site: Site) -> Responses:
+    """The response at every draw of the values, with new levels drawn from their prior through `noise`."""
+
+    def one(draw: Values) -> Values:
+        own = {name.removeprefix(NOISE): value for name, value in draw.items() if name.startswith(NOISE)}
+        rest = {name: value for name, value in draw.items() if not name.startswith(NOISE)}
+        return describe(response_site(run_at(fit, rows, rest, own)[0]))
+
+    inputs = {**values, **{NOISE + name: value for name, value in noise.items()}}
+    return Responses.of(site, over_draws(one, inputs, len(site.role.eta)))
 
 
 def new_level_variance(rows: RowMap, block: torch.Tensor) -> torch.Tensor:
@@ -165,8 +179,7 @@ def new_level_variance(rows: RowMap, block: torch.Tensor) -> torch.Tensor:
 
 
 def _draws(fit: Fit, rows: Rows, seed: int) -> xarray.DataArray:
-    means = np.stack([numpy_of(_mean(site, site.role.eta)) for site in _sites_at_draws(fit, rows, None, seed)])
-    means = rows.scatter(means, axis=1)
+    means = rows.scatter(numpy_of(_sampled(fit, rows, None, seed).means()), axis=1)
     chains = fit.estimate.chains if len(means) % fit.estimate.chains == 0 else 1
     return _array(rows, means, chains, {"inference": fit.estimate.inference})
 
@@ -182,17 +195,13 @@ def _array(rows: Rows, means: np.ndarray, chains: int, attrs: dict[str, Any]) ->
     return xarray.DataArray(values, dims=dims, coords=coords, attrs=attrs)
 
 
-def _sites_at_draws(fit: Fit, rows: Rows, wanted: int | None, seed: int) -> Iterator[Site]:
-    """The response site at each draw, with new levels drawn from their prior under that draw's hyper-parameters."""
-    n = len(response_site(run_at(fit, rows, values_of(fit.estimate), append="zero")[0]).role.eta)
-    count = _draw_count(fit, wanted or fit.n_draws, n)
-    for values, each in zip(_at_draws(fit, count, seed), _seeds(seed, count), strict=True):
-        yield response_site(run_at(fit, rows, values, append="prior", seed=each)[0])
-
-
-def _seeds(seed: int, count: int) -> list[int]:
-    """Independent seeds for the runs of a program."""
-    return torch.randint(2**62, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+def _sampled(fit: Fit, rows: Rows, wanted: int | None, seed: int) -> Responses:
+    """The response at draws of the posterior, new levels drawn from their prior under each draw's hyper-parameters."""
+    record, appended = run_at(fit, rows, values_of(fit.estimate))
+    site = response_site(record)
+    count = _draw_count(fit, wanted or fit.n_draws, len(site.role.eta))
+    noise = {} if rows.policy == "zero" else new_noise(appended, count, seed)
+    return responses(fit, rows, fit.draws(count, seed), noise, site)
 
 
 def _interval(fit: Fit, rows: Rows, level: float, seed: int) -> pd.DataFrame:
@@ -201,12 +210,10 @@ def _interval(fit: Fit, rows: Rows, level: float, seed: int) -> pd.DataFrame:
         raise UnsupportedError(
             f"predict(kind='interval'): the mean has shape {mean.shape}; intervals need one mean a row."
         )
-    samples: list[torch.Tensor] = []
-    discrete = False
-    for s, site in enumerate(_sites_at_draws(fit, rows, INTERVAL_DRAWS, seed)):
-        y, discrete = replicate(site, seed + 1 + s)
-        samples.append(y if site.role.trials is None else y / site.role.trials)
-    sample = rows.scatter(torch.stack(samples).numpy(), axis=1)
+    at = _sampled(fit, rows, INTERVAL_DRAWS, seed)
+    y, discrete = at.replicates(seed)
+    trials = at.site.role.trials
+    sample = rows.scatter(numpy_of(y if trials is None else y / trials), axis=1)
     # a quantile of counts is a count
     method: Literal["inverted_cdf", "linear"] = "inverted_cdf" if discrete else "linear"
     whole = np.isfinite(mean)
@@ -218,16 +225,3 @@ def _interval(fit: Fit, rows: Rows, level: float, seed: int) -> pd.DataFrame:
 def _frame(rows: Rows, mean: np.ndarray, bounds: np.ndarray) -> pd.DataFrame:
     index = rows.index if rows.index is not None else pd.RangeIndex(len(mean))
     return pd.DataFrame({"mean": mean, "lower": bounds[0], "upper": bounds[1]}, index=index, dtype=float)
-
-
-def replicate(site: Site, seed: int) -> tuple[torch.Tensor, bool]:
-    """One new response of every row, float64 (n,), NaN where the predictor is NaN; and whether responses are counts."""
-    role = site.role
-    bad = ~torch.isfinite(role.eta).reshape(len(role.eta), -1).all(1)
-    eta = torch.where(bad.reshape(-1, *[1] * (role.eta.dim() - 1)), torch.zeros_like(role.eta), role.eta)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        response = role.family.distribution(eta, role.trials, **role.dispersion)
-        sample = response.sample().to(torch.float64)
-    sample[bad] = torch.nan
-    return sample, bool(response.support.is_discrete)

@@ -86,10 +86,10 @@ def _take(data: Any, rows: np.ndarray) -> Any:
 class _Effects(Messenger):
     """Put the fit's random effects at their sites, with rows appended for the levels that the fit has not seen."""
 
-    def __init__(self, known: dict[str, torch.Tensor], rows: Rows, append: str) -> None:
+    def __init__(self, known: dict[str, torch.Tensor], rows: Rows, noise: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        self.known, self.rows, self.append = known, rows, append
-        self.appended: set[str] = set()
+        self.known, self.rows, self.noise = known, rows, noise
+        self.appended: dict[str, tuple[int, int]] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         role = annotation(msg)
@@ -103,7 +103,7 @@ class _Effects(Messenger):
             raise UnseenLevelError(_unseen_message(msg["name"], role, self.rows))
         if extra:
             value = torch.cat([value, self._new_rows(msg, role, extra, value)])
-            self.appended.add(msg["name"])
+            self.appended[msg["name"]] = (extra, value.shape[1])
         msg["value"], msg["is_observed"] = value, True  # as poutine.condition would
 
     def _new_rows(self, msg: Any, role: Latent, extra: int, value: torch.Tensor) -> torch.Tensor:
@@ -113,9 +113,9 @@ class _Effects(Messenger):
                 f"new_groups={self.rows.policy!r}: the levels of {msg['name']!r} depend on each other, and its "
                 "covariance does not say how a new level depends on the known ones; use new_groups='zero'."
             )
-        if self.append == "zero" or self.rows.policy == "zero":
+        if msg["name"] not in self.noise or self.rows.policy == "zero":
             return value.new_zeros((extra, value.shape[1]))
-        return torch.randn((extra, value.shape[1]), dtype=value.dtype) @ block.mT
+        return self.noise[msg["name"]] @ block.mT
 
 
 def _check_levels(name: str, role: Latent, count: int) -> None:
@@ -147,19 +147,26 @@ def _unseen_message(name: str, role: Latent, rows: Rows) -> str:
 
 # -- running ----------------------------------------------------------------------------------------------------------
 def run_at(
-    fit: Fit, rows: Rows, values: dict[str, torch.Tensor], append: str, seed: int | None = None
-) -> tuple[Record, set[str]]:
-    """One run at the rows: the record, and the effects that met new levels; `seed` is that of appended prior draws."""
+    fit: Fit, rows: Rows, values: Mapping[str, torch.Tensor], noise: Mapping[str, torch.Tensor] | None = None
+) -> tuple[Record, dict[str, tuple[int, int]]]:
+    """One run at the rows: the record, and for the effects that met new levels how many rows and terms these have.
+
+    Parameters
+    ----------
+    noise
+        Standard normals by effect, (new levels, terms): their effects are draws from the prior at the values'
+        hyper-parameters. Effects left out have zeros.
+    """
     known = {name: value for name, value in values.items() if name in fit.record.latents}
     others = {name: value for name, value in values.items() if name not in known}
-    effects = _Effects(known, rows, append)
+    effects = _Effects(known, rows, noise or {})
 
     def program(*args: Any) -> None:
         with effects:
             fit.program(*args)
 
     with torch.no_grad():
-        return run(program, rows.args, others, seed=seed), effects.appended
+        return run(program, rows.args, others), effects.appended
 
 
 def response_site(record: Record) -> Site:

@@ -334,11 +334,12 @@ class StoredDraws:
 
 # -- fits -------------------------------------------------------------------------------------------------------------
 def fit_to_payload(fit: Fit) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Estimate, formula and what the facade added (``fit.extra_spec``, ``fit.extra_arrays``)."""
+    """Estimate, formula and what the facade says of the model (``fit.describe()``)."""
+    extra, extra_arrays = fit.describe()
     estimate, arrays = estimate_to_payload(fit.estimate)
-    spec = {"what": "fit", "estimate": estimate, "formula": fit.formula, "extra": fit.extra_spec}
+    spec = {"what": "fit", "estimate": estimate, "formula": fit.formula, "extra": extra}
     joined = {f"estimate/{name}": array for name, array in arrays.items()}
-    joined.update({f"extra/{name}": np.asarray(array) for name, array in fit.extra_arrays.items()})
+    joined.update({f"extra/{name}": np.asarray(array) for name, array in extra_arrays.items()})
     return spec, joined
 
 

@@ -292,12 +292,12 @@ def test_draws_are_stored(path: Path) -> None:
 
 def test_fit_saves_with_what_the_facade_adds(path: Path) -> None:
     fit = sleepstudy_fit()
-    fit.extra_spec = {"levels": ["308", "309"]}
-    fit.extra_arrays = {"frame/Days": np.arange(4.0)}
+    described = {"levels": ["308", "309"]}
+    fit.describe = lambda: (described, {"frame/Days": np.arange(4.0)})
     fit.save(path)
     estimate, arrays, extra, extra_arrays = split_payload(*read_container(path))
     _check_equal(estimate_from_payload(estimate, arrays, fit.estimate.draw), fit.estimate)
-    assert extra == fit.extra_spec and extra_arrays["frame/Days"].tolist() == [0, 1, 2, 3]
+    assert extra == described and extra_arrays["frame/Days"].tolist() == [0, 1, 2, 3]
     write_container(path, {"what": "checkpoint"}, {})
     with pytest.raises(CheckpointError, match="holds 'checkpoint', not a fit"):
         split_payload(*read_container(path))
