@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -177,7 +178,7 @@ class Design:
         )
         if not quiet:
             for category, text in parts["notes"]:
-                warnings.warn(text, category, stacklevel=2)
+                warnings.warn(text, category, stacklevel=_callers_level())
         return cls(**_with_terms(parts))
 
     @classmethod
@@ -309,6 +310,14 @@ class Design:
             "distribution) "
             "or 'error' (this refusal)."
         )
+
+
+def _callers_level() -> int:
+    """Stack level of the first frame outside this package, so that a warning names the user's line."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "pyromix":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _with_terms(parts: dict[str, Any]) -> dict[str, Any]:

@@ -426,8 +426,12 @@ def test_doubtful_input(doubt: Doubt) -> None:
     pd.testing.assert_frame_equal(before, doubt.data)
 
 
-def fine(**changes: Any) -> pd.DataFrame:
-    return frame(**changes)
+def test_a_warning_names_the_line_outside_the_package() -> None:
+    inside: dict[str, Any] = {"__name__": "pyromix.facade", "Design": Design}
+    exec("def model(data): return Design.from_formula('y ~ x + (1|g)', data)", inside)
+    with pytest.warns(FewGroupsWarning) as caught:
+        inside["model"](frame(g=list("abcd") * 6))
+    assert [item.filename for item in caught] == [__file__]
 
 
 FINE: dict[str, Doubt] = {
