@@ -15,8 +15,8 @@ import math
 
 import torch
 
-TAIL = 6.0
-LEVELS = 18  # truncation error below 1e-13 in T at t = TAIL, less beyond
+TAIL = 5.0
+LEVELS = 22  # truncation error below 1e-14 in T at t = TAIL, less beyond
 SQRT_HALF = math.sqrt(0.5)
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 

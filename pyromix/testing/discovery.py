@@ -30,5 +30,5 @@ def without_suite(base: type, suites: Iterable[type], package: str) -> list[str]
 
 
 def _subclasses(base: type) -> set[type[Any]]:
-    direct = set(base.__subclasses__())
+    direct: set[type[Any]] = set(base.__subclasses__())
     return direct.union(*(_subclasses(cls) for cls in direct)) if direct else direct

@@ -95,7 +95,7 @@ class TestBernoulliLogit(FamilySuite):
 
 class TestBernoulliProbit(TestBernoulliLogit):
     link = "probit"
-    ordinary = (*FamilySuite.ordinary, -6.0 - 1e-9, -5.9, -6.1, 5.9, 6.1, -0.0)
+    ordinary = (*FamilySuite.ordinary, -5.0 - 1e-9, -4.9, -5.1, 4.9, 5.1, -0.0)
 
 
 class TestBernoulliCloglog(TestBernoulliLogit):

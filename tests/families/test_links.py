@@ -12,7 +12,7 @@ from pyromix.families.links import LINKS, AbstractBinaryLink
 from pyromix.families.stirling import remainder
 
 ORDINARY = [-5.0, -2.5, -1.0, -0.1, 0.0, 0.3, 1.0, 2.0, 3.5, 5.0]
-TAILS = [-700.0, -50.0, -12.0, -6.01, -5.99, 6.01, 12.0, 30.0]
+TAILS = [-700.0, -50.0, -12.0, -5.01, -4.99, 5.01, 12.0, 30.0]
 SWITCHES = [-6.907756, -6.9077, -0.6932, -0.6931, 0.0, 1e-12, -1e-12]
 BINARY = [link for link in LINKS.values() if isinstance(link, AbstractBinaryLink)]
 
