@@ -24,6 +24,7 @@ from tests.results.models import (
     SD,
     SIGMA,
     SUBJECTS,
+    corr_cholesky,
     glmm_fit,
     sleepstudy,
     sleepstudy_estimate,
@@ -239,14 +240,17 @@ def test_variance_of_new_levels_against_dense_algebra(generator: torch.Generator
 
 
 def test_draws_of_new_levels_have_their_prior_covariance() -> None:
-    fit = sleepstudy_fit(covariance={})  # coefficients stay at the estimate, so only the effects vary
-    estimate = fit.estimate
-    draw = {name: value.expand(4000, *value.shape) for name, value in {**estimate.point, **estimate.latents}.items()}
-    fit = sleepstudy_fit(draw=lambda count, seed: {name: value[:count] for name, value in draw.items()})
+    estimate = sleepstudy_estimate()
+    point = {**estimate.point, "Subject.sd": tensor([30.0, 5.0]), "Subject.corr_cholesky": corr_cholesky(0.9)}
+    values = {**point, **estimate.latents}  # the same at every draw, so that only new effects vary
+    fit = sleepstudy_fit(
+        point=point,
+        draw=lambda count, seed: {name: value.expand(count, *value.shape) for name, value in values.items()},
+    )
     sample = fit.predict(NEW, "draws", new_groups="marginal").to_numpy()[0]
     assert sample.shape == (500, 4)
     z = np.array([[1.0, 0.0], [1.0, 9.0], [1.0, 4.0]])
-    expected = z @ SIGMA_U @ z.T
+    expected = z @ np.array([[900.0, 135.0], [135.0, 25.0]]) @ z.T
     expected[1, [0, 2]] = expected[[0, 2], 1] = 0  # subject 1000 is independent of subject 999
     found = np.cov(sample[:, [0, 2, 3]].T)
     scale = np.sqrt(np.outer(expected.diagonal(), expected.diagonal()))
