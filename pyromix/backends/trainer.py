@@ -88,7 +88,7 @@ class Trainer:
         self.health = [HealthRecord("training", "info", v, limit, what, r) for what, v, limit, r in self.split.notes]
         self.batches = self.split.batches
         self.epochs = training.epochs or max(FEWEST_EPOCHS, math.ceil(STEPS / self.batches))
-        self.patience = training.patience or max(1, self.epochs // 4)
+        self.patience = training.patience or max(1, self.epochs // 8)
         held = self.split.units.rows(self.split.held)
         self.n_train, self.n_held = self._count(self.split.train_rows), self._count(held)
         if self.n_held or self.batches > 1:

@@ -48,7 +48,7 @@ class Training:
     clip_norm
         Largest Euclidean norm of a step's gradient; longer ones are shortened to it. ``None`` for no limit.
     patience
-        Epochs without improvement after which training stops; by default a quarter of the epochs. Needs `validation`.
+        Epochs without improvement after which training stops; by default an eighth of the epochs. Needs `validation`.
     validation
         Fraction of the groups held out of training to decide when to stop, in [0, 1); 0 for none. What is fitted after
         training (the hyper-parameters) uses all of the data.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -247,6 +247,31 @@ class Design:
         for name in ("formula", "response", "columns", "factors", "levels", "aliased", "state"):
             parts[name] = getattr(self, name)
         return Design(**_with_terms(parts))
+
+    def subset(self, rows: torch.Tensor) -> Design:
+        """The same design on some of its rows, for a program to run on; levels keep their codes.
+
+        Parameters
+        ----------
+        rows
+            Positions, (m,) int64. `frame` and `categories` still speak of all rows.
+        """
+
+        def take(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor[rows]
+
+        names = ("y", "trials", "x", "offset", "precision_weights", "frequency_weights", "missing")
+        state, at = self.state, rows.numpy()
+        if state is not None:
+            state = replace(state, positions=at if state.positions is None else state.positions[at])
+        return replace(
+            self,
+            **{name: take(getattr(self, name)) for name in names},
+            terms=tuple(replace(term, index=term.index[rows], design=take(term.design)) for term in self.terms),
+            codes={name: codes[rows] for name, codes in self.codes.items()},
+            index=self.index[at],
+            state=state,
+        )
 
     @property
     def n(self) -> int:
