@@ -78,11 +78,14 @@ def _point(fit: Fit, rows: Rows, kind: str, seed: int) -> np.ndarray:
     """Plug-in at the conditional modes for a point fit, the average over draws otherwise."""
     record, appended = run_at(fit, rows, values_of(fit.estimate))
     site = response_site(record)
+    plain = not appended or rows.policy == "zero"
+    if plain and fit.estimate.kind != "draws":
+        return rows.scatter(numpy_of(site.role.eta if kind == "linear" else _mean(site, site.role.eta)))
     if fit.estimate.kind == "draws":
         values = fit.draws(_draw_count(fit, fit.n_draws, len(site.role.eta)), seed)
     else:
         values = {name: value[None] for name, value in values_of(fit.estimate).items()}
-    if not appended or rows.policy == "zero":
+    if plain:
         at = responses(fit, rows, values, {}, site)
         return rows.scatter(numpy_of((at.eta if kind == "linear" else at.means()).mean(0)))
     if not _enters_linearly(fit, rows, appended, record, seed):
