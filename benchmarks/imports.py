@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness import ROOT, arguments, finish, machine, table
+from benchmarks.harness import ROOT, Failed, arguments, finish, machine, table
 
 SCRIPT = Path(sys.executable).parent / "pyromix"
 COMMANDS: dict[str, list[str]] = {
@@ -26,8 +26,11 @@ COMMANDS: dict[str, list[str]] = {
 
 def seconds(command: Sequence[str]) -> float:
     start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-    return time.perf_counter() - start
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    taken = time.perf_counter() - start
+    if done.returncode != 0:
+        raise Failed(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+    return taken
 
 
 def main() -> int:
