@@ -213,6 +213,8 @@ class _Names:
             add(f"{name}.trials", site.role.trials)
             add(f"{name}.weights", site.role.weights)
             add(f"{name}.mask", site.role.mask)
+        if self.record.functions and hasattr(fit.design, "columns"):  # a network's inputs multiply no coefficients
+            add("inputs", fit.design.x, self.dim("inputs_column", fit.design.columns))
         for key in ("offset", "precision_weights"):
             value = getattr(fit.design, key, None)
             add(key, None if value is None else torch.as_tensor(value))

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import pyromix as pmx
+from pyromix.backends.training import Training
 from tests.results.test_summary import LMER
 
 
@@ -58,6 +60,23 @@ def test_glmer_print_of_cbpp(binomial: pmx.Fit) -> None:
     assert table["estimate"].to_numpy() == pytest.approx([-1.3983, -0.9919, -1.1282, -1.5797], abs=1e-3)
     assert table["se"].to_numpy() == pytest.approx([0.2312, 0.3032, 0.3228, 0.4220], rel=0.02)
     assert binomial.variance_components()["sd"].tolist() == pytest.approx([0.6421], abs=5e-4)
+
+
+def test_a_network_mean_goes_the_same_way() -> None:
+    torch.manual_seed(1)
+    data = pmx.datasets.load("sleepstudy")
+    net = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1), torch.nn.Flatten(0))
+    model = pmx.model("Reaction ~ Days + (1 | Subject)", data, mean=net.double())
+    fit = model.fit(pmx.MaximumLikelihood(training=Training(epochs=50)), progress=False)
+    assert "Network: mean, Sequential with 7 weights" in str(fit.summary())
+    assert fit.idata.constant_data["inputs"].dims == ("obs_id", "inputs_column")
+    (axis,) = [axis for axis in fit.plot_fitted("Days", groups=["308"]).axes if axis.get_visible()]
+    population, line, _ = axis.get_lines()
+    shift = fit.random_effects("Subject").iloc[0, 0]
+    assert line.get_ydata() - population.get_ydata() == pytest.approx([shift] * 60)
+    frame = data.iloc[:3].astype({"Days": float})
+    frame.loc[1, "Days"] = np.nan
+    assert fit.predict(frame)[[0, 2]] == pytest.approx(fit.predict()[[0, 2]], abs=1e-10)
 
 
 def test_a_saved_fit_says_the_same(reml: pmx.Fit, binomial: pmx.Fit, tmp_path: Path) -> None:
