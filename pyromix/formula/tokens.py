@@ -13,6 +13,10 @@ from pyromix.errors import FormulaError
 MAX_LENGTH = 20_000
 MAX_DEPTH = 40
 LITERALS = frozenset({"True", "False", "None"})
+# keywords that mean something inside a Python expression; the others, such as `class`, can only be columns
+PART_OF_EXPRESSIONS = frozenset(
+    {"and", "async", "await", "else", "for", "from", "if", "in", "is", "lambda", "not", "or", "yield"}
+)
 
 _PATTERN = re.compile(
     r"""
@@ -106,7 +110,7 @@ def _check_balance(tokens: list[Token]) -> None:
 def name_columns(tokens: list[Token], functions: Iterable[str], contrasts: Iterable[str]) -> tuple[list[Token], dict]:
     """Replace column names that Python cannot read as they stand by safe internal ones.
 
-    Backquoted names, names outside ASCII and columns called like a known function get an internal name.
+    Backquoted names, names outside ASCII, statement keywords and columns called like a known function get an internal name.
 
     Returns
     -------
@@ -143,11 +147,11 @@ def _safe_name(token: Token, after: str, in_c: bool, reserved: set[str], contras
     text = token.text
     if after == "=" or text in LITERALS or (in_c and text in contrasts):
         return token
-    if keyword.iskeyword(text):
+    if text in PART_OF_EXPRESSIONS or (keyword.iskeyword(text) and after == "("):
         raise fail(token, f"a Python keyword is not allowed; if it is a column write `{text}`")
     if "__" in text and text.startswith("__"):
         raise fail(token, f"names that start with two underscores are not allowed; if it is a column write `{text}`")
-    if after != "(" and (text in reserved or not text.isascii()):
+    if after != "(" and (text in reserved or not text.isascii() or keyword.iskeyword(text)):
         return Token("quoted", text, token.position, token.source)
     return token
 

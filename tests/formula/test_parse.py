@@ -137,6 +137,16 @@ def test_columns_named_like_functions_are_columns_when_not_called() -> None:
     assert formula.restore(formula.fixed) == "log + scale(log) + C"
 
 
+@pytest.mark.parametrize("word", ["class", "return", "import", "global", "def", "pass", "with"])
+def test_keywords_that_can_only_be_columns_need_no_backquotes(word: str) -> None:
+    formula = parse(f"{word} ~ x * {word} + log({word}) + ({word} | {word})")
+    (internal,) = formula.names
+    assert formula.names[internal] == word
+    assert formula.response == internal
+    assert formula.restore(formula.fixed) == f"x * {word} + log({word})"
+    assert [(formula.restore(bar.terms), bar.group) for bar in formula.bars] == [(f"1 + {word}", (word,))]
+
+
 def test_user_functions() -> None:
     assert parse("y ~ half(x) + (half(x)|g)", {"half": lambda x: x / 2}).fixed == "half(x)"
     assert parse("half(y) ~ x", {"half": lambda x: x / 2}).response == "half(y)"
@@ -164,7 +174,10 @@ HOSTILE = [
     ("y ~ (lambda: 0)()", "'lambda'"),
     ("y ~ I(x if x else x)", "'if'"),
     ("y ~ x; import os", "';'"),
-    ("y ~ import", "'import'"),
+    ("y ~ import os", "'import' and 'os'"),
+    ("y ~ import(os)", "'import'"),
+    ("y ~ x if x else x", "an operator is missing"),
+    ("y ~ lambda", "'lambda'"),
     ("y ~ I(x := 1)", "':'|'=' |cannot be read"),
     ("y ~ I(x == 1)", "cannot be read.*'='"),
     ("y ~ I(x < 1)", "'<'"),
@@ -287,7 +300,9 @@ MALFORMED = [
     ("y ~ ``", "not closed, or is empty"),
     ("y ~ C(x, 'a)", "not closed"),
     ("y ~ logg(x)", "'logg'; did you mean 'log'"),
-    ("y ~ class", "keyword"),
+    *((f"y ~ x + {word}", "keyword") for word in ("lambda", "if", "else", "for", "in", "is", "and", "or", "not", "await")),
+    ("y ~ class(x)", "keyword"),
+    ("y ~ None", "None"),
 ]
 
 
