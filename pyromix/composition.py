@@ -37,7 +37,7 @@ class Composition:
     linear: Distribution | None
     covariances: Mapping[str, Covariance]
     network: torch.nn.Module | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    _effects: dict[str, RandomEffect] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def __name__(self) -> str:
@@ -55,10 +55,7 @@ class Composition:
         if self.network is not None:
             eta = eta + NeuralEffect("mean", self.network)(network_inputs(design, self.network))
         for term in design.terms:
-            effect = RandomEffect(
-                term.name, self.covariances[term.name], levels=term.levels, terms=term.terms, group=term.group
-            )
-            eta = eta + effect(term.index, term.design)
+            eta = eta + self._effect(term)(term.index, term.design)
         if not isinstance(eta, torch.Tensor):
             eta = torch.zeros(len(design.index), dtype=torch.float64)
         observe(
@@ -71,6 +68,15 @@ class Composition:
             weights=design.frequency_weights,
             precision=design.precision_weights,
         )
+
+    def _effect(self, term: Any) -> RandomEffect:
+        """The term's effect, kept from run to run while its levels stay the same."""
+        effect = self._effects.get(term.name)
+        if effect is None or effect.levels is not term.levels:
+            structure = self.covariances[term.name]
+            effect = RandomEffect(term.name, structure, levels=term.levels, terms=term.terms, group=term.group)
+            self._effects[term.name] = effect
+        return effect
 
 
 def linear_columns(design: Any, network: torch.nn.Module | None) -> tuple[torch.Tensor, tuple[str, ...]]:

@@ -45,4 +45,4 @@ class StructuredNormal(TorchDistribution):
 
     @property
     def mean(self) -> torch.Tensor:
-        return torch.zeros(self.event_shape, dtype=self.operator.dtype)
+        return torch.zeros((), dtype=self.operator.dtype).expand(self.event_shape)

@@ -50,6 +50,8 @@ class RowMap:
 
     def apply(self, u: torch.Tensor) -> torch.Tensor:
         """Rows of ``Zu``: u (*batch, levels, q) -> (*batch, n)."""
+        if u.dim() == 2 and u.stride() == (0, 0) and not bool(u[0, 0]):  # one zero, seen as an array: no row to read
+            return u.new_zeros(()).expand(len(self.index))
         if u.shape[-1] == 1:
             rows = u[..., 0][..., self.index]
             if self.design is not None:

@@ -22,7 +22,7 @@ from pyromix.marginal.exact import BoundExact
 from pyromix.marginal.laplace import BoundLaplace
 from pyromix.marginal.plan import Plan, data_of, make_plan
 from pyromix.marginal.quadrature import BoundQuadrature
-from pyromix.marginal.start import coefficient_start, constant_start
+from pyromix.marginal.start import coefficient_start
 from pyromix.results.estimate import Estimate
 from pyromix.running import Program, Record, Site, run
 
@@ -141,7 +141,7 @@ class Search:
         self.backend, self.marginal, self.program, self.args, self.plan = backend, marginal, program, args, plan
         self.trained = trained
         self.bound = marginal.bind(program, args, plan)
-        self.scales, self.base = hyper_scales(program, args, plan, self.bound)
+        self.scales, self.base, self.glm = hyper_scales(program, args, plan, self.bound)
         self.out = self.bound.out if isinstance(self.bound, BoundExact) else ()
         self.sites = {name: site for name, site in self.base.hypers.items() if name not in self.out}
         self.zeros = {name: torch.zeros_like(self.base.hypers[name].value.detach()) for name in self.out}
@@ -182,7 +182,7 @@ class Search:
         affine = self.bound.laplace if isinstance(self.bound, BoundQuadrature) else self.bound
         if isinstance(affine, BoundLaplace):
             problem, _, _ = affine.problem(record)
-            estimate, covariance, effects = coefficient_start(self.plan, problem, constant_start(problem))
+            estimate, covariance, effects = coefficient_start(self.plan, problem, self.glm)
             affine.warm = effects
             return estimate, covariance
         size = sum(design.shape[1] for design in self.plan.linear.values())

@@ -17,18 +17,19 @@ from pyromix.marginal.base import BoundMarginal, as_numpy
 from pyromix.marginal.laplace import BoundLaplace, ModePoint
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.marginal.quadrature import BoundQuadrature
-from pyromix.marginal.start import coefficient_start, constant_start
+from pyromix.marginal.start import coefficient_start
 from pyromix.running import Record
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Starting SDs: per term (q,), of the noise, and the sizes they are measured in."""
+    """Starting SDs: per term (q,), of the noise, and the sizes they are measured in; and the coefficients found on the way."""
 
     effects: Arrays
     noise: float
     size: float
     size_of_noise: float
+    coefficients: np.ndarray | None = None
 
 
 def variance_moments(plan: Plan, record: Record, bound: BoundMarginal) -> Moments:
@@ -42,24 +43,24 @@ def variance_moments(plan: Plan, record: Record, bound: BoundMarginal) -> Moment
     fallback = Moments([np.full(term.q, 0.6) for term in plan.layout.terms], 0.8 * noise, 1.0, noise)
     if not isinstance(affine, BoundLaplace) or not plan.layout.terms or not plan.linear:
         return fallback
-    point = _without_effects(plan, record, affine)
+    point, estimate = _without_effects(plan, record, affine)
     weight = np.maximum(point.weight, 0.0)
     if not np.isfinite(point.score).all() or not np.isfinite(weight).all():
         return fallback
     variances = _solve(plan, point.score, weight, None)
-    return Moments(_split(plan, variances), 0.8 * noise, 1.0, noise)
+    return Moments(_split(plan, variances), 0.8 * noise, 1.0, noise, estimate)
 
 
-def _without_effects(plan: Plan, record: Record, bound: BoundLaplace) -> ModePoint:
+def _without_effects(plan: Plan, record: Record, bound: BoundLaplace) -> tuple[ModePoint, np.ndarray]:
     """The fit of the linear part alone."""
     problem, _, _ = bound.problem(record)
     for name, design in plan.linear.items():
         problem.eta = problem.eta - as_numpy(design @ record.hypers[name].value)
     problem.tril = [np.zeros_like(block) for block in problem.tril]
-    estimate, _, _ = coefficient_start(plan, problem, constant_start(problem))
+    estimate, _, _ = coefficient_start(plan, problem, None)
     x = np.hstack([as_numpy(design) for design in plan.linear.values()])
     problem.eta = problem.eta + x @ estimate
-    return problem.origin()
+    return problem.origin(), estimate
 
 
 def _gaussian(plan: Plan, record: Record, sd: np.ndarray) -> Moments:

@@ -81,7 +81,7 @@ class PointCovariance(Mapping[str, torch.Tensor]):
             hessian = self._optimum.hessian
             if hessian is None:
                 with torch.enable_grad():  # draws are asked for where gradients are off
-                    hessian = self._objective.hessian(self._optimum.t)
+                    hessian = self._objective.hessian(self._optimum.t, self._optimum.gradient)
                 self._optimum.hessian = hessian
             block = hessian[np.ix_(keep, keep)]
             try:

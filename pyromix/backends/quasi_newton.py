@@ -19,6 +19,7 @@ from pyromix.marginal.base import BoundMarginal
 from pyromix.running import Program, Record, Site, run
 
 DIFFERENCE = 5e-3  # of a standard error: the step of the differences that give the Hessian
+LARGE = 100_000  # observations
 FAR = 1e10  # added to the objective where it cannot be computed
 PATIENCE = 0.5  # seconds before a progress bar appears
 
@@ -72,14 +73,21 @@ class Objective:
             self.on_evaluation(loss)
         return loss, slope
 
-    def hessian(self, t: np.ndarray) -> np.ndarray:
-        """Second derivatives at t by central differences of the gradient, symmetrised."""
+    def hessian(self, t: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """Second derivatives at t, where the gradient is given, by differences of the gradient, symmetrised.
+
+        Central differences; from `LARGE` observations on one-sided ones, whose error is a skewness that has vanished.
+        """
         size = len(t)
+        large = self.bound.plan.n_obs >= LARGE
         rows = np.empty((size, size))
         for k in range(size):
             step = np.zeros(size)
             step[k] = DIFFERENCE
-            rows[k] = (self(t + step)[1] - self(t - step)[1]) / (2 * DIFFERENCE)
+            if large:
+                rows[k] = (self(t + step)[1] - gradient) / DIFFERENCE
+            else:
+                rows[k] = (self(t + step)[1] - self(t - step)[1]) / (2 * DIFFERENCE)
         return 0.5 * (rows + rows.T)
 
 
@@ -126,7 +134,10 @@ def maximise(objective: Objective, *, max_evaluations: int, tolerance: float, pr
         loss, gradient = objective(start)
         return Optimum(start, loss, gradient, np.eye(0), 1, "nothing to maximise", np.eye(0))
     with tqdm(desc="maximum likelihood", unit=" evaluations", disable=not progress, delay=PATIENCE, leave=False) as bar:
-        objective.on_evaluation = lambda loss: (bar.set_postfix_str(f"log-likelihood {-loss:.3f}", refresh=False), bar.update())
+        objective.on_evaluation = lambda loss: (
+            bar.set_postfix_str(f"log-likelihood {-loss:.3f}", refresh=False),
+            bar.update(),
+        )
         result = minimize(
             objective, start, jac=True, method="BFGS", options={"gtol": tolerance, "maxiter": max_evaluations}
         )
@@ -138,7 +149,7 @@ def maximise(objective: Objective, *, max_evaluations: int, tolerance: float, pr
 def polish(objective: Objective, optimum: Optimum, steps: int = 3) -> Optimum:
     """Newton steps on the differenced Hessian, which is kept; a few are enough after BFGS."""
     for _ in range(steps):
-        hessian = objective.hessian(optimum.t)
+        hessian = objective.hessian(optimum.t, optimum.gradient)
         optimum.hessian = hessian
         try:
             np.linalg.cholesky(hessian)

@@ -29,12 +29,13 @@ class Scale:
 
 def hyper_scales(
     program: Program, args: tuple[Any, ...], plan: Plan, bound: BoundMarginal
-) -> tuple[dict[str, Scale], Record]:
+) -> tuple[dict[str, Scale], Record, np.ndarray | None]:
     """A `Scale` for every hyper-parameter site, by what its value moves: an effect's SD, the noise, or the predictor.
 
     Returns
     -------
-    The scales, and the run of the program they were read from.
+    The scales, the run of the program they were read from, and all linear coefficients side by side if they were
+    estimated on the way.
     """
     record = run(program, args, hypers="moderate", seed=0)
     values = {name: site.value.clone().requires_grad_(True) for name, site in record.hypers.items()}
@@ -51,7 +52,7 @@ def hyper_scales(
             if gradient.abs().max() > 0 and _is_scale(record.hypers[name]):
                 full = torch.ones_like(values[name]).detach()
                 scales[name] = Scale(moments.size_of_noise * full, moments.noise * full, plan.n_obs)
-    return scales, record
+    return scales, record, moments.coefficients
 
 
 def _effect_scales(

@@ -14,6 +14,7 @@ from pyromix.covariances.base import Coords, Covariance
 from pyromix.distributions import StructuredNormal
 from pyromix.effects.parameter_site import float64, parameter_site, record
 from pyromix.errors import ConfigError, DataError, DataTypeError
+from pyromix.parameters import Parameter
 from pyromix.sites import Latent, RowMap, annotate
 
 
@@ -76,6 +77,8 @@ class RandomEffect:
                 (label, count), *_ = Counter(labels).most_common(1)
                 raise ConfigError(f"RandomEffect({name!r}): {what} must differ, {label!r} is there {count} times.")
         self.group = group or name
+        self._declared: tuple[Parameter, ...] | None = None
+        self._checked: tuple[Any, ...] | None = None
 
     def __call__(
         self, index: torch.Tensor, design: torch.Tensor | None = None, weight: torch.Tensor | None = None
@@ -105,7 +108,7 @@ class RandomEffect:
         levels = self.levels if self.levels is not None else tuple(range(int(index.max()) + 1))
         coords = Coords(levels, self._terms(design), self.coords)
         theta = {}
-        for parameter in self.covariance.parameters(coords):
+        for parameter in self._parameters(coords):
             labels = coords.terms if parameter.shape[-1:] == (len(coords.terms),) else None
             theta[parameter.name] = parameter_site(f"{self.name}.{parameter.name}", parameter, labels)
         for key, value in self.covariance.describe(theta).items():
@@ -115,6 +118,14 @@ class RandomEffect:
         u = pyro.sample(self.name, prior, infer=annotate(Latent(rows, levels, coords.terms, self.group)))
         self._check_index(index, len(levels), u.shape[-2] - len(levels))
         return rows.apply(u)
+
+    def _parameters(self, coords: Coords) -> tuple[Parameter, ...]:
+        """The covariance's parameters, asked for once where the levels are given."""
+        if self.levels is None or self.terms is None:
+            return self.covariance.parameters(coords)
+        if self._declared is None:
+            self._declared = self.covariance.parameters(coords)
+        return self._declared
 
     def _terms(self, design: torch.Tensor | None) -> tuple[str, ...]:
         q = 1 if design is None else design.shape[1]
@@ -142,6 +153,9 @@ class RandomEffect:
         """Negative indices are levels appended by prediction; anywhere else they would silently read the last level."""
         if index.numel() == 0:
             return
+        seen = self._checked
+        if seen is not None and seen[0] is index and seen[1:] == (index._version, levels, extra):
+            return
         low, high = int(index.min()), int(index.max())
         if low < -extra or high >= levels:
             bad = low if low < -extra else high
@@ -150,3 +164,4 @@ class RandomEffect:
                 f"RandomEffect({self.name!r}): index {bad} at row {position} is outside its {levels} levels "
                 f"(0 ... {levels - 1}); pass levels= to declare more."
             )
+        self._checked = (index, index._version, levels, extra)

@@ -21,15 +21,15 @@ ENOUGH = 1e-6  # decrement; a start need not be a mode
 SAMPLE = 2000
 
 
-def coefficient_start(plan: Plan, problem: Problem, level: float) -> tuple[np.ndarray, np.ndarray, Arrays]:
+def coefficient_start(plan: Plan, problem: Problem, start: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, Arrays]:
     """Joint mode of all linear coefficients and effects.
 
     Parameters
     ----------
     problem
         The mode search with every coefficient at zero.
-    level
-        A constant predictor to start from.
+    start
+        Coefficients to start from; ``None`` for the best constant predictor.
 
     Returns
     -------
@@ -37,7 +37,7 @@ def coefficient_start(plan: Plan, problem: Problem, level: float) -> tuple[np.nd
     """
     x = np.hstack([as_numpy(design) for design in plan.linear.values()])
     q, r = np.linalg.qr(x)
-    gamma = q.T @ (np.full(len(x), level) - problem.eta)
+    gamma = q.T @ (constant_start(problem) - problem.eta) if start is None else r @ start
     point, schur = _at(problem, q, gamma, problem.origin().b), None
     for _ in range(STEPS):
         try:
