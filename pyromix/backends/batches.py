@@ -1,8 +1,8 @@
 r"""Parts of a data set that have a marginal likelihood of their own.
 
-Rows that share a level of a random effect, directly or through other rows, form a *unit*: units are independent given the
-hyper-parameters, so :math:`\log p(y) = \sum_u \log p(y_u)` and a batch of whole units gives an unbiased gradient. With one
-grouping factor the units are its groups, with nested factors those of the coarsest, with crossed factors there is but one.
+Rows that share a level of a random effect, directly or through other rows, form a *unit*: units are independent given
+the hyper-parameters, so :math:`\log p(y) = \sum_u \log p(y_u)` and a batch of whole units gives an unbiased gradient.
+With one grouping factor the units are its groups, with nested factors those of the coarsest; crossed factors leave one.
 """
 
 from __future__ import annotations
@@ -103,15 +103,15 @@ class Subsets:
         size = float(expected.abs().max()) + 1.0
         if found.shape != expected.shape or not bool(((found - expected).abs() <= SAME_ROW * size).all()):
             raise UnsupportedError(
-                f"the predictor of a row of {self.plan.response!r} depends on which other rows are there, so it cannot be "
-                f"trained in batches or scored on held-out groups; {REMEDY}."
+                f"the predictor of a row of {self.plan.response!r} depends on which other rows are there, so it cannot "
+                f"be trained in batches or scored on held-out groups; {REMEDY}."
             )
 
 
 def subset_plan(plan: Plan, rows: np.ndarray) -> Plan:
     """The plan on some rows, with only the levels they hold, so that its cost is that of its rows.
 
-    Where the predictor is not affine the marginaliser runs the program on effects of its own, whose levels must then stay.
+    Where the predictor is not affine the marginaliser runs the program on effects of its own: all levels stay then.
     """
     at = torch.from_numpy(rows)
 
@@ -142,8 +142,8 @@ def _term_on(term: Term, rows: np.ndarray, compact: bool) -> Term:
 def subset(value: Any, rows: torch.Tensor, n: int) -> Any:
     """A program's argument restricted to some of its n rows.
 
-    Tensors and arrays whose first dimension is n are indexed; those of another length (tables by level) and plain values
-    stay; tuples, lists, dicts and dataclasses are taken apart; an object with a method ``subset(rows)`` does it itself.
+    Tensors and arrays whose first dimension is n are indexed; those of another length (tables by level) and plain
+    values stay; tuples, lists, dicts and dataclasses are taken apart; an object with a method ``subset(rows)`` does it itself.
 
     Raises
     ------
@@ -168,8 +168,8 @@ def subset(value: Any, rows: torch.Tensor, n: int) -> Any:
         fields = {f.name: subset(getattr(value, f.name), rows, n) for f in dataclasses.fields(value) if f.init}
         return dataclasses.replace(value, **fields)
     raise UnsupportedError(
-        f"the program's argument holds a {type(value).__name__}, and which of its parts are rows is unknown; give it a method "
-        f"subset(rows), pass tensors, tuples or dicts of them, or: {REMEDY}."
+        f"the program's argument holds a {type(value).__name__}, and which of its parts are rows is unknown; "
+        f"give it a method subset(rows), pass tensors, tuples or dicts of them, or: {REMEDY}."
     )
 
 

@@ -57,8 +57,8 @@ class Checkpoint:
         differ = [topic for topic, digest in self.identity.items() if spec["identity"].get(topic) != digest]
         if differ:
             raise CheckpointError(
-                f"checkpoint {str(self.path)!r} belongs to another fit: it differs in {' and '.join(differ)}. Name another "
-                "file in checkpoint=, or delete this one to start over."
+                f"checkpoint {str(self.path)!r} belongs to another fit: it differs in {' and '.join(differ)}. Name "
+                "another file in checkpoint=, or delete this one to start over."
             )
         for leftover in self.path.parent.glob(f".{self.path.name[:100]}.*.part"):
             leftover.unlink(missing_ok=True)  # of a run killed while it wrote

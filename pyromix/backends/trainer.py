@@ -1,7 +1,7 @@
 """The training loop: hyper-parameters and network weights by Adam on the marginal likelihood of batches of groups.
 
-Every random number is a function of the seed and a counter (the epoch for the order of the groups, the step for dropout),
-so the state that a checkpoint must hold has no generator in it.
+Every random number is a function of the seed and a counter (the epoch for the order of the groups, the step for
+dropout), so the state that a checkpoint must hold has no generator in it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pyromix.backends.checkpoint import Checkpoint
 from pyromix.backends.training import Trained, Training
 from pyromix.errors import NumericalError, Status, UnsupportedError
 from pyromix.marginal.base import BoundMarginal
-from pyromix.results.estimate import HealthRecord
 from pyromix.marginal.plan import data_of
-from pyromix.running import Record, run
+from pyromix.results.estimate import HealthRecord
+from pyromix.running import Record, isolated, run
 
 if TYPE_CHECKING:
     from pyromix.backends.maximum_likelihood import Search
@@ -148,12 +148,14 @@ class Trainer:
             module.train()
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            record = run(self.program, args, self.chart.values(self.flat), seed=self._seed_of_step())
-            value = bound.log_marginal(record) / share
-            if self.penalised:
-                value = value + record.log_prior()
-            loss = -value / self.n_train
-            loss.backward()
+            with isolated(), torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self._seed_of_step())  # every run of this step drops the same units
+                record = run(self.program, args, self.chart.values(self.flat))
+                value = bound.log_marginal(record) / share
+                if self.penalised:
+                    value = value + record.log_prior()
+                loss = -value / self.n_train
+                loss.backward()
         except (NumericalError, ArithmeticError, np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
             raise self._diverged(str(error)) from error
         result = float(loss.detach())
@@ -262,8 +264,8 @@ class Trainer:
     def _diverged(self, what: str) -> NumericalError:
         names = ", ".join(self.plan.modules)
         return NumericalError(
-            f"training of {names} failed at step {self.now.step + 1} (epoch {self.now.epoch + 1}): {what}. The weights are "
-            f"those of before the fit. Lower Training(lr={self.training.lr:g}), set clip_norm (now "
+            f"training of {names} failed at step {self.now.step + 1} (epoch {self.now.epoch + 1}): {what}. The weights "
+            f"are those of before the fit. Lower Training(lr={self.training.lr:g}), set clip_norm (now "
             f"{self.training.clip_norm}), or standardise the network's inputs."
         )
 
@@ -278,8 +280,8 @@ class Trainer:
         for site, module in self.plan.modules.items():
             if all(weight.grad is None for weight in module.parameters()):
                 raise UnsupportedError(
-                    f"NeuralEffect({site!r}): the likelihood does not depend on the module's own weights; with prior= they are "
-                    "hyper-parameters, to be sampled with NUTS. Here use prior=None and Training(weight_decay=...)."
+                    f"NeuralEffect({site!r}): the likelihood does not depend on the module's own weights; with prior= they "
+                    "are hyper-parameters, to be sampled with NUTS. Here use prior=None and Training(weight_decay=...)."
                 )
 
     # -- state -------------------------------------------------------------------------------------------------------

@@ -28,9 +28,9 @@ class Training:
     r"""Settings for networks: Adam on minus the log marginal likelihood of batches of whole groups.
 
     The loss of a step is :math:`-\frac{G}{B} \log p(y_{batch} \mid \theta, w) / n`, an unbiased estimate of the whole,
-    where a batch holds B of the G independent groups (those of the coarsest factor if factors are nested; crossed factors
-    leave one group, so every step takes all rows). Hyper-parameters are trained along, from the starts a fit without
-    training would use, at ten times the networks' rate and relative to their typical sizes.
+    where a batch holds B of the G independent groups (those of the coarsest factor if factors are nested; crossed
+    factors leave one group, so every step takes all rows). Hyper-parameters are trained along, from the starts a fit
+    without training would use, at ten times the networks' rate and relative to their typical sizes.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ class Training:
     batch_groups
         Groups in a batch; ``None`` takes all rows at once where they are few, else 32 groups.
     schedule
-        ``"cosine"`` (to zero over the epochs), ``"plateau"`` (halved after a third of the patience without improvement) or
-        ``"constant"``.
+        ``"cosine"`` (to zero over the epochs), ``"plateau"`` (halved after a third of the patience without improvement)
+        or ``"constant"``.
     clip_norm
         Largest Euclidean norm of a step's gradient; longer ones are shortened to it. ``None`` for no limit.
     patience
@@ -161,7 +161,9 @@ def evaluating(modules: Mapping[str, torch.nn.Module]) -> Iterator[None]:
         raise
 
 
-def train(search: Search, training: Training, path: str | PathLike[str] | None, *, seed: int, progress: bool) -> Trained:
+def train(
+    search: Search, training: Training, path: str | PathLike[str] | None, *, seed: int, progress: bool
+) -> Trained:
     """Train the modules of a program in place, from the starts of a search; `evaluating` undoes it on failure.
 
     Parameters
