@@ -146,7 +146,10 @@ def corr_cholesky(rho: float) -> torch.Tensor:
 
 
 def gaussian_draws(point: dict, latents: dict, covariance: dict, latent_sd: dict):
-    """Draws of coefficients from their Gaussian, of effects from independent ones; the rest stays where it is."""
+    """Draws of coefficients from their Gaussian, of effects from independent ones, of a residual SD within three per cent.
+
+    The rest stays where it is.
+    """
 
     def draw(count: int, seed: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -155,6 +158,8 @@ def gaussian_draws(point: dict, latents: dict, covariance: dict, latent_sd: dict
             noise = torch.randn(count, value.numel(), dtype=torch.float64, generator=generator)
             if name in covariance and value.dim() == 1:
                 draws[name] = value + noise @ torch.linalg.cholesky(covariance[name]).T
+            elif name.endswith(".sigma"):
+                draws[name] = value * (0.03 * noise[:, 0]).exp()
             else:
                 draws[name] = value.expand(count, *value.shape)
         for name, value in latents.items():

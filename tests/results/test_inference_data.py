@@ -61,7 +61,7 @@ def test_values(fit: Fit) -> None:
     assert np.array_equal(idata.constant_data["beta.x"], x)
     assert np.array_equal(idata.constant_data["Subject.index"], np.repeat(np.arange(18), 10))
     replicated = idata.posterior_predictive["Reaction"].to_numpy()[0]
-    residual = (replicated - fit.predict(kind="draws").to_numpy()[0]) / sigma
+    residual = (replicated - fit.predict(kind="draws").to_numpy()[0]) / draws["Reaction.sigma"].numpy()[:, None]
     # 90,000 standard normals: SD of their mean 0.0033, of their SD 0.0024
     assert abs(residual.mean()) < 0.017 and abs(residual.std() - 1) < 0.012
 
