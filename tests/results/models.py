@@ -146,7 +146,7 @@ def corr_cholesky(rho: float) -> torch.Tensor:
 
 
 def gaussian_draws(point: dict, latents: dict, covariance: dict, latent_sd: dict):
-    """Draws of coefficients from their Gaussian, of effects from independent ones, of a residual SD within three per cent.
+    """Draws of coefficients from their Gaussian, of effects from independent ones, of a residual SD within 3 per cent.
 
     The rest stays where it is.
     """
