@@ -20,7 +20,7 @@ COMMANDS: dict[str, list[str]] = {
         "-c",
         "import pyro, pyromix\nfor name in pyromix.__all__: getattr(pyromix, name)",
     ],
-    "pyromix --help": [str(SCRIPT), "--help"] if SCRIPT.exists() else [sys.executable, "-m", "pyromix.cli", "--help"],
+    "pyromix --help": [str(SCRIPT), "--help"] if SCRIPT.exists() else [sys.executable, "-m", "pyromix", "--help"],
 }
 
 

@@ -44,7 +44,7 @@ LAYERS: dict[str, set[str] | type(...)] = {
     },
     "model": ...,
     "__main__": {"cli"},
-    "cli": {"datasets", "model"},
+    "cli": {"backends", "datasets", "families", "formula", "marginal", "model", "networks", "results"},
     "testing": ...,
 }
 
