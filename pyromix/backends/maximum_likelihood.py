@@ -159,7 +159,7 @@ class Search:
         if self.trained is not None:
             starts.update({name: self.trained.values[name] for name in self.sites})
         linear = {name: design for name, design in self.plan.linear.items() if name in self.sites}
-        if not linear:
+        if not linear or not self._identified(linear):
             return starts, {}
         origin = {**starts, **{name: torch.zeros_like(starts[name]) for name in linear}}
         record = run(self.program, self.args, origin)
@@ -172,6 +172,13 @@ class Search:
                 starts[name] = torch.from_numpy(estimate[part].copy())
             rotations[name] = torch.linalg.cholesky(torch.from_numpy(covariance[part, part].copy()))
         return starts, rotations
+
+    def _identified(self, linear: dict[str, torch.Tensor]) -> bool:
+        """Whether the data alone determine the coefficients; with priors they need not."""
+        if self.backend.criterion != "map":
+            return True
+        joint = torch.cat(list(linear.values()), dim=1)
+        return int(torch.linalg.matrix_rank(joint)) == joint.shape[1]
 
     def _coefficients(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         """Approximate estimate and covariance of all linear coefficients at the starting variances."""
