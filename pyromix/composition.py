@@ -26,7 +26,8 @@ class Composition:
     Attributes
     ----------
     linear
-        Prior of the coefficients (a scalar or one per column), by site name ``beta``; with a network, of the intercept alone.
+        Prior of the coefficients (a scalar or one per column), by site name ``beta``; with a network, of the intercept
+        alone.
     network
         The neural mean, or ``None``.
     covariances

@@ -1,8 +1,8 @@
 """Default structures and weakly informative default priors of a formula's model, scaled to its data.
 
-As rstanarm: coefficients ``Normal(0, 2.5 s_y / s_x)``, the intercept about the mean of a Gaussian response, SDs half-normal with
-scale ``2.5 s_y / rms(z)``, where ``s_y`` is the SD of a Gaussian response with identity link, and 1 otherwise. Maximum
-likelihood does not use them.
+As rstanarm: coefficients ``Normal(0, 2.5 s_y / s_x)``, the intercept about the mean of a Gaussian response, SDs
+half-normal with scale ``2.5 s_y / rms(z)``, where ``s_y`` is the SD of a Gaussian response with identity link, and 1
+otherwise. Maximum likelihood does not use them.
 """
 
 from __future__ import annotations
@@ -58,6 +58,22 @@ def compose(
     if unknown:
         raise ConfigError(f"priors: no site {unknown[0]!r}; the sites are {', '.join(sorted(used))}.")
     return Composition(family, linear, structures, mean)
+
+
+def all_proper(
+    formula: Any, family: AbstractFamily, covariances: Mapping[str, Any] | None, priors: Mapping[str, Any] | None
+) -> bool:
+    """Whether the user gave every parameter a proper prior, or fixed it; correlations have one anyway."""
+    given, asked = dict(covariances or {}), dict(priors or {})
+    names = formula.effects
+    rest = {site.rpartition(".")[2]: prior for site, prior in asked.items() if site.rpartition(".")[0] not in names}
+    arguments = [] if formula.fixed in ("0", "-1") else [asked.get("beta")]
+    for name in names:
+        structure = {"sd": None} if name not in given else vars(given[name])
+        arguments += [asked.get(f"{name}.{key}", value) for key, value in structure.items() if key != "corr"]
+    for parameter in family.parameters():
+        arguments.append(rest.get(parameter.name, family.config().get(parameter.name)))
+    return all(argument is not None and not isinstance(argument, dist.ImproperUniform) for argument in arguments)
 
 
 def _with_priors(structure: Covariance, term: Any, asked: dict[str, Any], used: set[str], size: float) -> Covariance:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from pyromix.backends import AbstractBackend, MaximumLikelihood
-from pyromix.composition import network_inputs
+from pyromix.composition import linear_columns, network_inputs
 from pyromix.covariances import Covariance
-from pyromix.defaults import compose
+from pyromix.defaults import all_proper, compose
 from pyromix.errors import ConfigError
 from pyromix.families import AbstractFamily, Gaussian
 from pyromix.formula.design import Design
+from pyromix.formula.parse import parse
 from pyromix.persistence import describe_model, describe_program, load
 from pyromix.results import Fit
 from pyromix.results.prior import PriorPredictive, prior_predictive
@@ -37,16 +38,17 @@ class Model:
         The formula's text.
     """
 
-    def __init__(self, design: Design, program: Any, given: Mapping[str, Any]) -> None:
-        self.design, self.program, self._given = design, program, dict(given)
+    def __init__(self, design: Design, program: Any) -> None:
+        self.design, self.program = design, program
         self.formula = design.formula.text
 
     def fit(self, backend: AbstractBackend | None = None, *, seed: int = 0, progress: bool = True) -> Fit:
         """Fit by a backend, by default `pyromix.MaximumLikelihood`.
 
-        A neural mean is copied first: the module handed to `pyromix.model` keeps its weights, and every fit has its own.
+        A neural mean is copied first: the module handed to `pyromix.model` keeps its weights, every fit has its own.
         """
         backend = _checked_backend(backend)
+        self._check_identified(backend)
         program = self.program
         if program.network is not None:
             program = program.with_network(copy.deepcopy(program.network))
@@ -60,8 +62,21 @@ class Model:
             formula_text=self.formula,
             new_design=self.design.new,
         )
-        fitted.describe = lambda: describe_model(self.design, program, self._given)
+        fitted.describe = lambda: describe_model(self.design, program)
         return fitted
+
+    def _check_identified(self, backend: AbstractBackend) -> None:
+        """A design that only its priors identify cannot be fitted without them."""
+        state = self.design.state
+        if state is None or not state.proper_priors or getattr(backend, "criterion", "map") == "map":
+            return
+        columns, labels = linear_columns(self.design, self.program.network)
+        rank = int(torch.linalg.matrix_rank(columns)) if labels else 0
+        if rank < len(labels):
+            raise ConfigError(
+                f"{type(backend).__name__}(criterion={backend.criterion!r}) ignores the priors, and without them "  # type: ignore[attr-defined]
+                f"{len(columns)} rows of rank {rank} do not determine {len(labels)} coefficients. Use criterion='map'."
+            )
 
     def source(self) -> str:
         """The program as Pyro source: paste it, run ``program(model.design)``, edit it."""
@@ -108,7 +123,7 @@ def model(
     offset
         Known part of the predictor: a column's name, an array, or a Series (aligned by label).
     precision_weights
-        Relative precisions of a Gaussian response: the residual variance of row i is ``sigma^2 / w_i`` (lme4's weights).
+        Relative precisions of a Gaussian response: row i has residual variance ``sigma^2 / w_i`` (lme4's weights).
     frequency_weights
         How many times each row was observed; multiplies its log-likelihood.
     functions
@@ -127,15 +142,22 @@ def model(
     if mean is not None and not isinstance(mean, torch.nn.Module):
         raise ConfigError(f"mean={mean!r} is not a torch.nn.Module.")
     weights = {"precision_weights": precision_weights, "frequency_weights": frequency_weights}
+    parsed = parse(formula, functions)
     design = Design.from_formula(
-        formula, data, family=family, offset=offset, **weights, functions=functions, missing=missing
+        parsed,
+        data,
+        family=family,
+        offset=offset,
+        **weights,
+        functions=functions,
+        missing=missing,
+        proper_priors=all_proper(parsed, family, covariances, priors),
     )
     if precision_weights is not None and not family.has_residual:
         family.weigh({}, torch.empty(0))  # refuses, and says what to use instead
     if mean is not None:
         _build(mean, design)
-    given = {"offset": offset, **weights, "functions": functions}
-    return Model(design, compose(design, family, mean, covariances, priors), given)
+    return Model(design, compose(design, family, mean, covariances, priors))
 
 
 def fit(

@@ -1,15 +1,17 @@
 """Saving and loading fits: a description of the model beside the estimate, never code.
 
-A formula fit stores its formula, the raw columns that the formula reads, and plain descriptions of family, covariances and
-priors. Loading applies the formula to those columns again, which restores every transform's state bit for bit. Programs,
-modules and functions are the user's: they are handed over again at loading, and recognised by a hash.
+A formula fit stores its formula, the raw columns that the formula reads, and plain descriptions of family, covariances
+and priors. Loading applies the formula to those columns again, which restores every transform's state bit for bit.
+Programs, modules and functions are the user's: they are handed over again at loading, and recognised by a hash.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -28,20 +30,14 @@ from pyromix.results.storage import estimate_from_payload, pack, read_container,
 from pyromix.running import Program
 
 Arrays = dict[str, np.ndarray]
-ARGUMENTS = ("offset", "precision_weights", "frequency_weights")
 
 
-def describe_model(design: Design, program: Composition, given: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
+def describe_model(design: Design, program: Composition) -> tuple[dict[str, Any], Arrays]:
     """What a saved formula fit needs beside its estimate."""
     arrays: Arrays = {}
     spec: dict[str, Any] = {
         "kind": "formula",
-        "formula": design.formula.text,
-        "frame": pack(design.frame(), arrays, "frame"),
-        "categories": pack(design.categories, arrays, "categories"),
-        "index": pack(_labels(design.index), arrays, "index"),
-        "arguments": pack({name: _argument(design, given, name) for name in ARGUMENTS}, arrays, "arguments"),
-        "functions": sorted(given.get("functions") or {}),
+        "design": describe_design(design, arrays),
         "family": program.family.config(),
         "covariances": {name: structure.config() for name, structure in program.covariances.items()},
         "linear": encode(program.linear, "priors['beta']"),
@@ -52,15 +48,67 @@ def describe_model(design: Design, program: Composition, given: Mapping[str, Any
     return spec, arrays
 
 
+def describe_design(design: Design, arrays: Arrays, prefix: str = "") -> dict[str, Any]:
+    """A formula, the raw columns it reads and the arguments beside them: enough to build the design again."""
+    state = design.state
+    assert state is not None
+    arguments = {
+        "offset": state.offset if isinstance(state.offset, str) else state.offset_values,
+        "precision_weights": _array(design.precision_weights),
+        "frequency_weights": _array(design.frequency_weights),
+    }
+    return {
+        "formula": design.formula.text,
+        "frame": pack(design.frame(), arrays, f"{prefix}frame"),
+        "categories": pack(design.categories, arrays, f"{prefix}categories"),
+        "index": describe_index(design.index, arrays, f"{prefix}index"),
+        "arguments": pack(arguments, arrays, f"{prefix}arguments"),
+        "functions": sorted(state.functions),
+        "proper_priors": state.proper_priors,
+        "n_dropped": design.n_dropped,
+    }
+
+
+def describe_index(index: pd.Index, arrays: Arrays, prefix: str) -> dict[str, Any]:
+    """Row labels: numbers, times and text come back as they were, other labels as text."""
+    if isinstance(index, pd.MultiIndex):
+        parts = [index.get_level_values(k) for k in range(index.nlevels)]
+        return {"levels": [describe_index(part, arrays, f"{prefix}.{k}") for k, part in enumerate(parts)]}
+    name = index.name if isinstance(index.name, str) else None
+    if isinstance(index, pd.DatetimeIndex | pd.TimedeltaIndex):
+        return {"values": pack(index.asi8, arrays, prefix), "dtype": str(index.dtype), "name": name}
+    values = index.to_numpy()
+    if values.dtype.kind not in "iufb":
+        values = np.array([v if isinstance(v, str | int | float) else str(v) for v in values], dtype=object)
+    return {"values": pack(values, arrays, prefix), "dtype": None, "name": name}
+
+
+def restore_index(described: Mapping[str, Any], arrays: Arrays) -> pd.Index:
+    """The inverse of `describe_index`."""
+    if "levels" in described:
+        parts = [restore_index(part, arrays) for part in described["levels"]]
+        return pd.MultiIndex.from_arrays(parts, names=[part.name for part in parts])
+    values = pd.Series(unpack(described["values"], arrays))
+    return pd.Index(values if described["dtype"] is None else values.astype(described["dtype"]), name=described["name"])
+
+
 def describe_program(
     program: Program, args: tuple[Any, ...], modules: Mapping[str, torch.nn.Module]
 ) -> tuple[dict[str, Any], Arrays]:
-    """What a saved program fit needs: a hash of its source, its data where they are plain, its networks' weights."""
+    """What a saved program fit needs: a hash of its source, its data, its networks' weights.
+
+    Raises
+    ------
+    DataTypeError
+        Data that are no design, tensors, arrays, numbers, text or containers of these: they cannot be stored.
+    """
     arrays: Arrays = {}
-    try:
-        data = pack(args, arrays, "args")
-    except TypeError:  # data of a kind that a file cannot hold; loading then needs them again
-        arrays, data = {}, None
+    data = [
+        {"design": describe_design(arg, arrays, f"args.{k}.")}
+        if isinstance(arg, Design)
+        else {"plain": pack(arg, arrays, f"args.{k}")}
+        for k, arg in enumerate(args)
+    ]
     described = {name: describe_module(module, arrays, f"{name}.") for name, module in modules.items()}
     return {"kind": "program", "hash": source_hash(program), "args": data, "modules": described}, arrays
 
@@ -91,7 +139,7 @@ def source_hash(program: Program) -> str:
 def load(
     path: str | PathLike[str],
     program: Program | None = None,
-    module: torch.nn.Module | None = None,
+    module: torch.nn.Module | Mapping[str, torch.nn.Module] | None = None,
     *,
     functions: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Fit:
@@ -102,7 +150,8 @@ def load(
     program
         For the fit of a program: that program; its source must be unchanged.
     module
-        For a fit with a neural mean: a module of the same structure; the saved weights are loaded into it.
+        For a fit with a neural mean: a module of the same structure; a copy of it gets the saved weights. For a program
+        with a network: that network, which gets the saved weights; for several, a mapping from their sites' names.
     functions
         The functions that the formula calls, where it was given any.
 
@@ -119,7 +168,7 @@ def load(
     if extra.get("kind") == "formula":
         parts = _load_formula(path, extra, arrays, module, functions)
     elif extra.get("kind") == "program":
-        parts = _load_program(path, extra, arrays, program, module)
+        parts = _load_program(path, extra, arrays, program, module, functions)
     else:
         raise CheckpointError(f"{path}: holds a fit of unknown kind {extra.get('kind')!r}.")
     return _rebuild(spec, estimate_arrays, extra, arrays, *parts)
@@ -178,42 +227,67 @@ def _load_formula(
     module: torch.nn.Module | None,
     functions: Mapping[str, Any] | None,
 ) -> tuple[Program, tuple[Any, ...], dict[str, Any]]:
-    missing = sorted(set(extra["functions"]) - set(functions or {}))
+    family = families.from_config(extra["family"])
+    design = _load_design(path, extra["design"], arrays, family, functions)
+    network = None
+    if extra["module"] is not None:
+        # a copy: the module may serve other fits too
+        network = _restore(path, extra["module"], arrays, copy.deepcopy(module), "")
+    structures = {name: covariances.from_config(config) for name, config in extra["covariances"].items()}
+    program = Composition(family, decode(extra["linear"]), structures, network)
+    keywords = {"design": design, "family": family, "formula_text": design.formula.text, "new_design": design.new}
+    return program, (design,), keywords
+
+
+class _AnyFamily:
+    """Stands for the family of a program's data: their responses were checked when the program was fitted."""
+
+    has_residual = False
+
+
+def _load_design(
+    path: Any, described: Mapping[str, Any], arrays: Arrays, family: Any, functions: Mapping[str, Any] | None
+) -> Design:
+    missing = sorted(set(described["functions"]) - set(functions or {}))
     if missing:
         raise ConfigError(
             f"{path}: the formula calls {', '.join(missing)}; pass functions={{{missing[0]!r}: ...}} to load."
         )
-    family = families.from_config(extra["family"])
     design = Design.from_frame(
-        extra["formula"],
-        unpack(extra["frame"], arrays),
-        unpack(extra["categories"], arrays),
-        index=pd.Index(unpack(extra["index"], arrays)),
+        described["formula"],
+        unpack(described["frame"], arrays),
+        unpack(described["categories"], arrays),
+        index=restore_index(described["index"], arrays),
         family=family,
-        functions=functions,
-        **unpack(extra["arguments"], arrays),
+        functions={name: (functions or {})[name] for name in described["functions"]},
+        proper_priors=described["proper_priors"],
+        **unpack(described["arguments"], arrays),
     )
-    network = None
-    if extra["module"] is not None:
-        network = _restore(path, extra["module"], arrays, module, "")
-    structures = {name: covariances.from_config(config) for name, config in extra["covariances"].items()}
-    program = Composition(family, decode(extra["linear"]), structures, network)
-    keywords = {"design": design, "family": family, "formula_text": extra["formula"], "new_design": design.new}
-    return program, (design,), keywords
+    return replace(design, n_dropped=described["n_dropped"])
 
 
 def _load_program(
-    path: Any, extra: Mapping[str, Any], arrays: Arrays, program: Program | None, module: torch.nn.Module | None
+    path: Any,
+    extra: Mapping[str, Any],
+    arrays: Arrays,
+    program: Program | None,
+    module: torch.nn.Module | None,
+    functions: Mapping[str, Any] | None,
 ) -> tuple[Program, tuple[Any, ...], dict[str, Any]]:
     if program is None:
         raise ConfigError(f"{path}: this fit is of a program; pass it: pyromix.load(path, program=...).")
     if source_hash(program) != extra["hash"]:
         raise CheckpointError(f"{path}: the program given is not the one that was fitted (its source has changed).")
-    if extra["args"] is None:
-        raise CheckpointError(f"{path}: the data of this fit could not be stored in the file, so it cannot be loaded.")
     for name, described in extra["modules"].items():
-        _restore(path, described, arrays, module, f"{name}.")
-    return program, tuple(unpack(extra["args"], arrays)), {}
+        own = module.get(name) if isinstance(module, Mapping) else module
+        _restore(path, described, arrays, own, f"{name}.")
+    args = tuple(
+        _load_design(path, arg["design"], arrays, _AnyFamily(), functions)
+        if "design" in arg
+        else unpack(arg["plain"], arrays)
+        for arg in extra["args"]
+    )
+    return program, args, {}
 
 
 def _restore(
@@ -235,16 +309,5 @@ def _restore(
     return module.eval()
 
 
-def _labels(index: pd.Index) -> np.ndarray:
-    values = index.to_numpy()
-    return values if values.dtype.kind in "iufb" else np.asarray([str(v) for v in values], dtype=object)
-
-
-def _argument(design: Design, given: Mapping[str, Any], name: str) -> Any:
-    """An argument by column name where it was one; else its values on the design's rows."""
-    value = given.get(name)
-    if value is None or isinstance(value, str):
-        return value
-    if name != "offset":
-        return getattr(design, name).numpy()
-    return np.asarray(design.offset_argument)
+def _array(tensor: torch.Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else tensor.numpy()

@@ -50,6 +50,10 @@ class State:
         Positions of the rows in the data given, if some were dropped.
     arguments
         Columns named by ``offset=`` and the weights, as given.
+    offset_values
+        The ``offset=`` argument on the rows kept, if it was no column name.
+    proper_priors
+        Whether every parameter has a proper prior, so that fewer designs are refused.
     """
 
     formula: Formula
@@ -61,6 +65,8 @@ class State:
     offset: str | bool | None
     positions: np.ndarray | None
     arguments: Mapping[str, pd.Series]
+    offset_values: np.ndarray | None = None
+    proper_priors: bool = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copies and pickles come without what the matrix builder learnt: learn it again from the same columns."""
@@ -167,6 +173,8 @@ def build(
         offset=offset if isinstance(offset, str) else (True if offset is not None else None),
         positions=rows.positions,
         arguments=given,
+        offset_values=None if isinstance(offset, str) else aligned["offset"],
+        proper_priors=proper_priors,
     )
     return {
         "formula": formula,
@@ -240,15 +248,12 @@ class _Matrices:
 
 def _random_terms(formula: Formula, columns: Columns, matrices: _Matrices) -> tuple[list, list[dict[str, Any]]]:
     crossings: dict[tuple[str, ...], Crossing] = {}
-    used: dict[str, int] = {}
     entries, terms = [], []
-    for bar in formula.bars:
+    for bar, name in zip(formula.bars, formula.effects, strict=True):
         if bar.group not in crossings:
             crossings[bar.group] = Crossing.of([columns.groups[name].factor for name in bar.group])  # type: ignore[misc]
         crossing = crossings[bar.group]
         group = ":".join(bar.group)
-        used[group] = used.get(group, -1) + 1
-        name = group if not used[group] else f"{group}.{used[group]}"
         matrix, values = matrices.learn(bar.terms, f"random effects of {group!r}")
         plain = matrix.columns == ("Intercept",)
         entries.append((name, bar.structure, None if plain else matrix, crossing))

@@ -67,6 +67,13 @@ class Formula:
     names: Mapping[str, str] = field(default_factory=dict, compare=False)
     usage: Mapping[str, Usage] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def effects(self) -> tuple[str, ...]:
+        """Name of each bar's effect: its grouping factor, with ``.1``, ``.2`` for further bars on the same one."""
+        groups = [":".join(bar.group) for bar in self.bars]
+        counts = [groups[:k].count(group) for k, group in enumerate(groups)]
+        return tuple(f"{group}.{count}" if count else group for group, count in zip(groups, counts, strict=True))
+
     def original(self, name: str) -> str:
         """The column name a user knows, from the internal one."""
         return self.names.get(name, name)

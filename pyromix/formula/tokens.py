@@ -110,7 +110,8 @@ def _check_balance(tokens: list[Token]) -> None:
 def name_columns(tokens: list[Token], functions: Iterable[str], contrasts: Iterable[str]) -> tuple[list[Token], dict]:
     """Replace column names that Python cannot read as they stand by safe internal ones.
 
-    Backquoted names, names outside ASCII, statement keywords and columns called like a known function get an internal name.
+    Backquoted names, names outside ASCII, statement keywords and columns called like a known function get an internal
+    name.
 
     Returns
     -------
