@@ -38,10 +38,10 @@ def fit(arguments: Namespace) -> int:
     formula = parse(arguments.formula)
     table, data = _read(arguments, formula)
     weights = {name: getattr(arguments, name) for name in ("offset", "precision_weights", "frequency_weights")}
-    with _speaking(arguments), _naming(table):
+    with speaking(arguments), _naming(table):
         specified = model(arguments.formula, data, family, **weights, missing=arguments.missing)
         fitted = specified.fit(backend, seed=arguments.seed, progress=not arguments.quiet and sys.stderr.isatty())
-    with _speaking(arguments), folder.writing() as draft:
+    with speaking(arguments), folder.writing() as draft:
         notes = write_fit(fitted, draft)
         names = sorted(file.name for file in draft.iterdir())
     for note in notes:
@@ -58,7 +58,7 @@ def fit(arguments: Namespace) -> int:
 
 def summary(arguments: Namespace) -> int:
     """``pyromix summary``."""
-    with _speaking(arguments):
+    with speaking(arguments):
         print(_load(arguments.fit).summary())
     return 0
 
@@ -68,7 +68,7 @@ def predict(arguments: Namespace) -> int:
     import pandas as pd
 
     dialect = Dialect(arguments.sep, arguments.decimal)
-    with _speaking(arguments):
+    with speaking(arguments):
         fitted = _load(arguments.fit)
         if fitted.design is None:
             raise ConfigError(f"{arguments.fit}: a fit of a program, not of a formula; predict with fit.predict(data).")
@@ -219,7 +219,7 @@ def one_line(message: Any) -> str:
 
 
 @contextmanager
-def _speaking(arguments: Namespace) -> Iterator[None]:
+def speaking(arguments: Namespace) -> Iterator[None]:
     """Warnings of pyromix as lines on standard error; those of other packages only for who debugs."""
     debug = arguments.debug
     with warnings.catch_warnings():
