@@ -67,7 +67,7 @@ class MaximumLikelihood(AbstractBackend):
         criterion: str = "ml",
         *,
         max_evaluations: int = 500,
-        tolerance: float = 2e-5,
+        tolerance: float = 1e-4,
         training: Training | None = None,
         checkpoint: str | PathLike[str] | None = None,
     ) -> None:
@@ -207,15 +207,15 @@ class Search:
     def estimate(self, progress: bool) -> Estimate:
         """Maximise and report."""
         backend, objective = self.backend, self.objective
-        optimum = maximise(
-            objective, max_evaluations=backend.max_evaluations, tolerance=backend.tolerance, progress=progress
-        )
+        newton = not isinstance(self.bound, BoundExact)  # the information is wanted anyway, and finishes the search
+        tolerance = backend.tolerance * (10 if newton else 1)
+        optimum = maximise(objective, max_evaluations=backend.max_evaluations, tolerance=tolerance, progress=progress)
         if not np.isfinite(optimum.loss) or optimum.loss >= 1e9:
             raise NumericalError(
                 f"the likelihood could not be computed at the start ({objective.failure}); check the data's scale, or give "
                 "priors or starting values."
             )
-        if not isinstance(self.bound, BoundExact) or optimum.decrement > CONVERGED:
+        if newton or optimum.decrement > CONVERGED:
             optimum = polish(objective, optimum)
         optimum = self._snap(optimum)
         return self._report(optimum)

@@ -11,16 +11,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 
-from pyromix.linalg import cholesky as small
-from pyromix.linalg.sparse import DENSE_LIMIT, AbstractComplement, complement
+from pyromix.linalg.sparse import DENSE_LIMIT, ComplementPlan
 
 DENSE_BORDER = 64  # complements up to this size keep the border V as a dense array
 PRODUCT_LIMIT = 3_000_000  # products of border entries that are planned ahead, 24 bytes each
-CHUNK = 4_000_000  # entries of a temporary (rows of the lead term x complement)
 
 Arrays = list[np.ndarray]
 
@@ -63,6 +61,14 @@ class Pair:
     same: bool
 
 
+class Products(NamedTuple):
+    """Products of two entries of one row of V: the entries, and the position in the complement that they add to."""
+
+    first: np.ndarray
+    second: np.ndarray
+    flat: np.ndarray
+
+
 class Layout:
     """The level pattern of a set of terms.
 
@@ -93,7 +99,7 @@ class Layout:
         shortcut = self.border <= DENSE_LIMIT
         pairs = [(a, b) for a in range(len(slots)) for b in range(a, len(slots))]
         self.pairs = [_pair(self.terms, *slots[a], *slots[b], shortcut) for a, b in pairs]
-        self.products: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self.products: Products | None = None
         self._plan_border()
         self._plan_rest()
 
@@ -155,6 +161,7 @@ class Layout:
 
     # -- the border between the lead term and the rest ---------------------------------------------------------------
     def _plan_border(self) -> None:
+        """Positions of the crossing pairs' blocks in the border V, (lead size, border)."""
         self.dense_border = self.border <= DENSE_BORDER
         crossing = [(p, pair) for p, pair in enumerate(self.pairs) if (pair.j == self.lead) != (pair.k == self.lead)]
         self.crossing = [p for p, _ in crossing]
@@ -163,59 +170,58 @@ class Layout:
             other, own, level = (pair.k, pair.level_j, pair.level_k)
             if pair.k == self.lead:
                 other, own, level = (pair.j, pair.level_k, pair.level_j)
-            q1, q2 = self.terms[self.lead].q, self.terms[other].q
-            rows = own[:, None, None] * q1 + np.arange(q1)[None, :, None]
-            cols = self.offsets[other] + level[:, None, None] * q2 + np.arange(q2)[None, None, :]
-            shape = (len(own), q1, q2)
-            positions.append((np.broadcast_to(rows, shape).ravel(), np.broadcast_to(cols, shape).ravel()))
-        if not positions:
-            self.border_rows = self.border_cols = np.empty(0, dtype=np.int64)
-            return
-        self.border_rows = np.concatenate([r for r, _ in positions])
-        self.border_cols = np.concatenate([c for _, c in positions])
-        if not self.dense_border:
-            self._plan_sparse_border()
+            positions.append(_positions(own, self.terms[self.lead].q, level, self.terms[other].q, self.offsets[other]))
+        empty = np.empty(0, dtype=np.int64)
+        self.border_rows = np.concatenate([empty, *(rows for rows, _ in positions)])
+        self.border_cols = np.concatenate([empty, *(cols for _, cols in positions)])
+        if not self.dense_border and self.crossing:
+            self._plan_entries()
 
-    def _plan_sparse_border(self) -> None:
-        """Compressed rows of V and of its transpose; for a dense complement also the products that make ``V^T V``."""
-        lead_size = self.terms[self.lead].size
+    def _plan_entries(self) -> None:
+        """Compressed rows of V, and the products of entries that make ``V^T V``."""
+        lead = self.terms[self.lead]
         self.border_order = np.lexsort((self.border_cols, self.border_rows))
-        counts = np.bincount(self.border_rows, minlength=lead_size)
+        counts = np.bincount(self.border_rows, minlength=lead.size)
         index_type = np.int32 if len(self.border_rows) < 2**31 - 1 else np.int64
         self.indptr = np.concatenate([[0], np.cumsum(counts)]).astype(index_type)
         self.indices = self.border_cols[self.border_order].astype(index_type)
         single = all(len(term.slots) == 1 for term in self.terms)
         count = int((counts * (counts + 1) // 2).sum())
-        if single and self.border <= DENSE_LIMIT and count <= PRODUCT_LIMIT:
-            within = np.arange(len(self.indices)) - np.repeat(self.indptr[:-1], counts)
-            first = np.repeat(np.arange(len(self.indices)), within + 1)
-            start = np.cumsum(within + 1) - (within + 1)
-            second = np.arange(count) - start[first] + self.indptr[:-1].repeat(counts)[first]
-            flat = self.indices[first].astype(np.int64) * self.border + self.indices[second]
-            self.products = (first, second, flat)  # lower triangle: columns ascend within a row
+        if not single or count > PRODUCT_LIMIT:
             return
-        self.border_order_t = np.lexsort((self.border_rows, self.border_cols))
-        counts_t = np.bincount(self.border_cols, minlength=self.border)
-        self.indptr_t = np.concatenate([[0], np.cumsum(counts_t)]).astype(index_type)
-        self.indices_t = self.border_rows[self.border_order_t].astype(index_type)
+        within = np.arange(len(self.indices)) - np.repeat(self.indptr[:-1], counts)
+        first = np.repeat(np.arange(len(self.indices)), within + 1)
+        start = np.cumsum(within + 1) - (within + 1)
+        second = np.arange(count) - start[first] + np.repeat(self.indptr[:-1], counts)[first]
+        flat = self.indices[first].astype(np.int64) * self.border + self.indices[second]
+        self.products = Products(first, second, flat)  # lower triangle: columns ascend within a row
+        base = np.flatnonzero(self.border_rows[self.border_order] % lead.q == 0)
+        level = self.border_rows[self.border_order][base] // lead.q
+        self.aligned = base[:, None] + np.arange(lead.q) * counts[level * lead.q][:, None]
+        self.aligned_level = level
 
     def _plan_rest(self) -> None:
-        """Positions of the blocks that the complement starts from, lower triangle and diagonal."""
+        """Positions of the blocks that the complement starts from, and how to factor it where it is large."""
         rows, cols = [], []
         self.rest_pairs = []
         for p, pair in enumerate(self.pairs):
             if self.lead in (pair.j, pair.k):
                 continue
-            q_j, q_k = self.terms[pair.j].q, self.terms[pair.k].q
-            shape = (len(pair.level_j), q_j, q_k)
-            r = self.offsets[pair.j] + pair.level_j[:, None, None] * q_j + np.arange(q_j)[None, :, None]
-            c = self.offsets[pair.k] + pair.level_k[:, None, None] * q_k + np.arange(q_k)[None, None, :]
-            r, c = np.broadcast_to(r, shape).ravel(), np.broadcast_to(c, shape).ravel()
+            r, c = _positions(
+                pair.level_j, self.terms[pair.j].q, pair.level_k, self.terms[pair.k].q, self.offsets[pair.k]
+            )
+            r = r + self.offsets[pair.j]
             for at, to in ((r, c),) if pair.same else ((r, c), (c, r)):
                 self.rest_pairs.append(p)
                 rows.append(at), cols.append(to)
         diagonal = np.arange(self.border)
         self.rest_rows, self.rest_cols = np.concatenate([*rows, diagonal]), np.concatenate([*cols, diagonal])
+        self.pattern: ComplementPlan | None = None
+        if self.border > DENSE_LIMIT and (self.products is not None or not self.crossing):
+            flat = self.products.flat if self.products is not None else np.empty(0, dtype=np.int64)
+            keys = np.concatenate([self.rest_rows * self.border + self.rest_cols, flat])
+            unique, self.pattern_at = np.unique(keys, return_inverse=True)
+            self.pattern = ComplementPlan(unique // self.border, unique % self.border, self.border)
 
     def lead_blocks(self, p: int, block: np.ndarray) -> np.ndarray:
         """A crossing pair's blocks with the lead term first."""
@@ -225,6 +231,16 @@ class Layout:
         """The lead level of each block of a crossing pair."""
         pair = self.pairs[p]
         return pair.level_j if pair.j == self.lead else pair.level_k
+
+
+def _positions(
+    level: np.ndarray, q: int, other: np.ndarray, q_other: int, offset: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the entries of (q, q_other) blocks at pairs of levels, the columns from an offset on."""
+    shape = (len(level), q, q_other)
+    rows = level[:, None, None] * q + np.arange(q)[None, :, None]
+    cols = offset + other[:, None, None] * q_other + np.arange(q_other)[None, None, :]
+    return np.broadcast_to(rows, shape).ravel(), np.broadcast_to(cols, shape).ravel()
 
 
 def _pair(terms: Sequence[Term], j: int, slot_j: Slot, k: int, slot_k: Slot, shortcut: bool) -> Pair:
@@ -264,131 +280,3 @@ def _product(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray | 
     if left is None or right is None:
         return right if left is None else left
     return left * right
-
-
-class Factor:
-    """Factored ``A = Lambda^T M Lambda + I`` for pair blocks M (from `Layout.gram`) and factors L.
-
-    Parameters
-    ----------
-    layout
-        The level pattern.
-    gram
-        Pair blocks of ``Z^T W Z``.
-    tril
-        One (q, q) factor L per term; ``Lambda`` is block diagonal with L at every level.
-    """
-
-    def __init__(self, layout: Layout, gram: Arrays, tril: Arrays) -> None:
-        self.layout, self.tril = layout, tril
-        pairs = layout.pairs
-        blocks = [_sandwich(tril[pair.j], m, tril[pair.k]) for pair, m in zip(pairs, gram, strict=True)]
-        self.root: np.ndarray | None = None
-        if layout.lead is not None:
-            own = next(b for b, pair in zip(blocks, pairs, strict=True) if pair.same and pair.j == layout.lead)
-            self.root = small.cholesky(own + np.eye(own.shape[-1]))
-        self.v = self._border(blocks)
-        self.rest: AbstractComplement | None = self._complement(blocks) if layout.border else None
-        self.logdet = (small.logdet(self.root) if self.root is not None else 0.0) + (
-            self.rest.logdet if self.rest is not None else 0.0
-        )
-
-    # -- assembly ----------------------------------------------------------------------------------------------------
-    def _border(self, blocks: Arrays) -> np.ndarray | sp.csr_array | None:
-        """``V = R^-1 A_1r``, lead size x border, so that ``S = A_rr - V^T V``."""
-        layout = self.layout
-        if not layout.crossing or self.root is None:
-            return None
-        values = []
-        for p in layout.crossing:
-            block = layout.lead_blocks(p, blocks[p])
-            values.append(small.solve_lower(self.root[layout.lead_levels(p)], block).ravel())
-        data = np.concatenate(values)
-        shape = (layout.terms[layout.lead].size, layout.border)
-        if layout.dense_border:
-            flat = layout.border_rows * layout.border + layout.border_cols  # several slots may share a position
-            return np.bincount(flat, data, shape[0] * shape[1]).reshape(shape)
-        ordered = data[layout.border_order]
-        if layout.products is None:
-            self._data_t = data[layout.border_order_t]
-        return sp.csr_array((ordered, layout.indices, layout.indptr), shape=shape)
-
-    def _border_product(self) -> np.ndarray | sp.csr_array:
-        """``V^T V``; where the layout planned its products, the lower triangle alone."""
-        layout = self.layout
-        if layout.dense_border:
-            return self.v.T @ self.v
-        if layout.products is not None:
-            first, second, flat = layout.products
-            products = self.v.data[first] * self.v.data[second]
-            return np.bincount(flat, products, layout.border**2).reshape(layout.border, -1)
-        shape = (layout.border, layout.terms[layout.lead].size)
-        product = sp.csr_array((self._data_t, layout.indices_t, layout.indptr_t), shape=shape) @ self.v
-        return product.toarray() if layout.border <= DENSE_LIMIT else product
-
-    def _complement(self, blocks: Arrays) -> AbstractComplement:
-        layout = self.layout
-        values = np.concatenate([*(blocks[p].ravel() for p in layout.rest_pairs), np.ones(layout.border)])
-        shape = (layout.border, layout.border)
-        if layout.border <= DENSE_LIMIT:
-            flat = layout.rest_rows * layout.border + layout.rest_cols
-            s: np.ndarray | sp.sparray = np.bincount(flat, values, layout.border**2).reshape(shape)
-        else:
-            s = sp.csr_array((values, (layout.rest_rows, layout.rest_cols)), shape=shape)
-        if self.v is not None:
-            s = s - self._border_product()
-        return complement(s)
-
-    # -- solving -----------------------------------------------------------------------------------------------------
-    def solve(self, b: Arrays) -> Arrays:
-        """``A^-1 b``: one array (levels, q) or (levels, q, m) per term."""
-        if not b:
-            return []
-        vector = b[0].ndim == 2
-        rhs = [x[..., None] if vector else x for x in b]
-        layout, lead = self.layout, self.layout.lead
-        half = None
-        if lead is not None:
-            half = small.solve_lower(self.root, rhs[lead])
-        out: Arrays = [np.empty(0)] * len(rhs)
-        if layout.border:
-            m = rhs[0].shape[-1]
-            tail = np.concatenate([rhs[k].reshape(-1, m) for k in layout.offsets])
-            if self.v is not None:
-                tail = tail - self.v.T @ half.reshape(-1, m)
-            tail = self.rest.solve(tail)
-            if self.v is not None:
-                half = half - (self.v @ tail).reshape(half.shape)
-            self._split(tail, out)
-        if lead is not None:
-            out[lead] = small.solve_upper(self.root, half)
-        return [x[..., 0] for x in out] if vector else out
-
-    def sample(self, noise: Arrays) -> Arrays:
-        """Draws from ``N(0, A^-1)``: noise arrays (levels, q, m) of standard normals -> arrays of the same shapes."""
-        if not noise:
-            return []
-        layout, lead = self.layout, self.layout.lead
-        out: Arrays = [np.empty(0)] * len(noise)
-        m = noise[0].shape[-1]
-        half = noise[lead] if lead is not None else None
-        if layout.border:
-            tail = self.rest.sample(np.concatenate([noise[k].reshape(-1, m) for k in layout.offsets]))
-            if self.v is not None:
-                half = half - (self.v @ tail).reshape(half.shape)
-            self._split(tail, out)
-        if lead is not None:
-            out[lead] = small.solve_upper(self.root, half)
-        return out
-
-    def _split(self, tail: np.ndarray, out: Arrays) -> None:
-        for k, start in self.layout.offsets.items():
-            term = self.layout.terms[k]
-            out[k] = tail[start : start + term.size].reshape(term.levels, term.q, -1)
-
-
-def _sandwich(left: np.ndarray, blocks: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """``L_j^T M L_k`` for every block."""
-    if blocks.shape[1:] == (1, 1):
-        return blocks * (left[0, 0] * right[0, 0])
-    return left.T @ blocks @ right

@@ -8,8 +8,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from pyromix.linalg import cholesky as small
-from pyromix.linalg.block import CHUNK, Arrays, Factor, Pair
+from pyromix.linalg.block import Arrays, Pair
+from pyromix.linalg.factor import Factor
 from pyromix.linalg.sparse import DenseComplement
+
+CHUNK = 4_000_000  # entries of a temporary, rows of the lead term times complement
 
 
 def diagonal_blocks(factor: Factor) -> Arrays:
@@ -125,24 +128,80 @@ def _rows(pair: Pair, blocks: np.ndarray) -> np.ndarray:
 # -- the lead term's rows of the inverse: A^-1_1r = -T S^-1 with T = R^-T V --------------------------------------------
 
 
-def _t(factor: Factor) -> np.ndarray | sp.csr_array:
-    """``T = A_11^-1 A_1r``, in the layout of V."""
-    root, layout = factor.root, factor.layout
-    levels, q = root.shape[:2]
-    if layout.dense_border:
-        return small.solve_upper(root, factor.v.reshape(levels, q, -1)).reshape(levels * q, -1)
-    if q == 1:
-        data = factor.v.data / np.repeat(root[:, 0, 0], np.diff(layout.indptr))
-        return sp.csr_array((data, factor.v.indices, factor.v.indptr), shape=factor.v.shape)
-    inverse_t = small.solve_upper(root, np.broadcast_to(np.eye(q), root.shape))
-    index = np.arange(levels + 1)
-    left = sp.bsr_array((inverse_t, index[:-1], index), shape=(levels * q, levels * q))
-    t = (left.tocsr() @ factor.v).tocsr()
-    t.sort_indices()
+def _lead_correction(factor: Factor) -> np.ndarray:
+    """Per-level blocks of ``T S^-1 T^T``."""
+    layout = factor.layout
+    levels, q = factor.root.shape[:2]
+    out = np.empty((levels, q, q))
+    if layout.products is not None and factor.v is not None:
+        t, spread = _entries(factor)
+        for a in range(q):
+            for b in range(q):
+                product = t[layout.aligned[:, a]] * spread[layout.aligned[:, b]]
+                out[:, a, b] = np.bincount(layout.aligned_level, product, levels)
+        return out
+    for rows, t, product in _chunks(factor):
+        shape = (-1, q, t.shape[-1])
+        out[rows.start // q : rows.stop // q] = product.reshape(shape) @ t.reshape(shape).swapaxes(1, 2)
+    return out
+
+
+def _lead_sum(factor: Factor, inverse: np.ndarray) -> np.ndarray:
+    """``sum_g T_g S^-1 T_g^T``, (q, q)."""
+    if factor.root.shape[-1] > 1 or factor.layout.products is None:
+        return _lead_correction(factor).sum(0)
+    t = _t_entries(factor)
+    first, second, flat = factor.layout.products
+    twice = 2.0 * ((t[first] * t[second]) @ inverse.ravel(order="K")[flat])
+    return np.array([[twice - (t**2) @ np.diag(inverse)[factor.v.indices]]])
+
+
+def _crossing_blocks(factor: Factor) -> Arrays:
+    """``-T S^-1`` at every crossing pair, (pairs, q of the lead term, q of the other)."""
+    layout = factor.layout
+    values = np.empty(len(layout.border_rows))
+    if layout.products is not None:
+        values[layout.border_order] = -_entries(factor)[1]
+    else:
+        order = np.argsort(layout.border_rows, kind="stable")
+        sorted_rows = layout.border_rows[order]
+        for rows, _, product in _chunks(factor):
+            low, high = np.searchsorted(sorted_rows, [rows.start, rows.stop])
+            here = order[low:high]
+            values[here] = -product[layout.border_rows[here] - rows.start, layout.border_cols[here]]
+    out, start = [], 0
+    for p in layout.crossing:
+        pair = layout.pairs[p]
+        other = layout.terms[pair.k if pair.j == layout.lead else pair.j]
+        shape = (len(pair.level_j), layout.terms[layout.lead].q, other.q)
+        out.append(values[start : start + int(np.prod(shape))].reshape(shape))
+        start += int(np.prod(shape))
+    return out
+
+
+def _t_entries(factor: Factor) -> np.ndarray:
+    """Entries of T, in V's order."""
+    layout = factor.layout
+    if factor.root.shape[-1] == 1:
+        return factor.v.data / np.repeat(factor.root[:, 0, 0], np.diff(layout.indptr))
+    columns = small.solve_upper(factor.root[layout.aligned_level], factor.v.data[layout.aligned][..., None])
+    t = np.empty_like(factor.v.data)
+    t[layout.aligned] = columns[..., 0]
     return t
 
 
-def _products(factor: Factor) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+def _entries(factor: Factor) -> tuple[np.ndarray, np.ndarray]:
+    """Entries of T, and of ``T S^-1`` at the same positions, from the planned products."""
+    layout = factor.layout
+    first, second, _ = layout.products
+    t = _t_entries(factor)
+    inverse = factor.rest.inverse_at(layout.indices[first], layout.indices[second])
+    spread = np.bincount(first, t[second] * inverse, len(t))
+    off = first != second
+    return t, spread + np.bincount(second[off], t[first[off]] * inverse[off], len(t))
+
+
+def _chunks(factor: Factor) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Row slices of T, dense rows of T and of ``T S^-1``, a few million entries at a time."""
     t, border = _t(factor), factor.layout.border
     q = factor.root.shape[-1]
@@ -155,53 +214,13 @@ def _products(factor: Factor) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         yield slice(start, start + len(rows)), rows, product
 
 
-def _lead_correction(factor: Factor) -> np.ndarray:
-    """Per-level blocks of ``T S^-1 T^T``."""
-    levels, q = factor.root.shape[:2]
-    out = np.empty((levels, q, q))
-    for rows, t, product in _products(factor):
-        shape = (-1, q, t.shape[-1])
-        part = np.einsum("gam,gbm->gab", product.reshape(shape), t.reshape(shape), optimize=True)
-        out[rows.start // q : rows.stop // q] = part
-    return out
-
-
-def _lead_sum(factor: Factor, inverse: np.ndarray) -> np.ndarray:
-    q = factor.root.shape[-1]
-    t = _t(factor)
-    if q == 1 and factor.layout.products is not None:
-        first, second, flat = factor.layout.products
-        twice = 2.0 * ((t.data[first] * t.data[second]) @ inverse.reshape(-1)[flat])
-        return np.array([[twice - (t.data**2) @ np.diag(inverse)[t.indices]]])
-    parts = [t[a::q] for a in range(q)]
-    out = np.empty((q, q))
-    for a in range(q):
-        for b in range(a, q):
-            product = parts[a].T @ parts[b]
-            if isinstance(product, np.ndarray):
-                out[a, b] = out[b, a] = (product * inverse).sum()
-            else:
-                coo = product.tocoo()
-                out[a, b] = out[b, a] = coo.data @ inverse[coo.coords[0], coo.coords[1]]
-    return out
-
-
-def _crossing_blocks(factor: Factor) -> Arrays:
-    layout = factor.layout
-    values = np.empty(len(layout.border_rows))
-    order = np.argsort(layout.border_rows, kind="stable")
-    sorted_rows = layout.border_rows[order]
-    for rows, _, product in _products(factor):
-        low, high = np.searchsorted(sorted_rows, [rows.start, rows.stop])
-        here = order[low:high]
-        values[here] = -product[layout.border_rows[here] - rows.start, layout.border_cols[here]]
-    out, start = [], 0
-    for p in layout.crossing:
-        pair = layout.pairs[p]
-        q_j, q_k = layout.terms[pair.j].q, layout.terms[pair.k].q
-        other = q_k if pair.j == layout.lead else q_j
-        shape = (len(pair.level_j), layout.terms[layout.lead].q, other)
-        size = int(np.prod(shape))
-        out.append(values[start : start + size].reshape(shape))
-        start += size
-    return out
+def _t(factor: Factor) -> np.ndarray | sp.csr_array:
+    """``T = A_11^-1 A_1r``, in the layout of V."""
+    root, layout = factor.root, factor.layout
+    levels, q = root.shape[:2]
+    if layout.dense_border:
+        return small.solve_upper(root, factor.v.reshape(levels, q, -1)).reshape(levels * q, -1)
+    inverse_t = small.solve_upper(root, np.broadcast_to(np.eye(q), root.shape))
+    index = np.arange(levels + 1)
+    left = sp.bsr_array((inverse_t, index[:-1], index), shape=(levels * q, levels * q))
+    return (left.tocsr() @ factor.v).tocsr()

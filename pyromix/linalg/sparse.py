@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu, spsolve_triangular
 
 from pyromix.errors import NumericalError
+from pyromix.linalg import cholesky as small
 
 DENSE_LIMIT = 3000  # rows; a dense factorisation of this size takes about half a second
 BLOCK_LIMIT = 64  # rows; connected components up to this size are factored densely, all of a size at once
@@ -38,14 +39,69 @@ class AbstractComplement(ABC):
         """``B noise`` with ``B B^T = S^-1``: noise (M, m)."""
 
 
-def complement(matrix: np.ndarray | sp.sparray) -> AbstractComplement:
-    """Factor a dense or sparse matrix in the way that suits it."""
-    if isinstance(matrix, np.ndarray):
-        return DenseComplement(matrix)
-    count, labels = connected_components(matrix, directed=False)
-    if np.bincount(labels, minlength=count).max() <= BLOCK_LIMIT:
-        return BlockComplement(matrix, labels)
-    return SparseComplement(matrix)
+def complement(matrix: sp.sparray) -> AbstractComplement:
+    """Factor a sparse matrix whose pattern is met once."""
+    coo = sp.coo_array(matrix)
+    coo.sum_duplicates()
+    rows, cols = coo.coords
+    return ComplementPlan(rows, cols, matrix.shape[0]).factor(coo.data)
+
+
+class ComplementPlan:
+    """How to factor a sparse matrix of a given pattern: block by block if it falls apart, else as a whole.
+
+    Parameters
+    ----------
+    rows, cols
+        Positions of the entries; those above the diagonal are ignored.
+    size
+        Rows of the matrix.
+    """
+
+    def __init__(self, rows: np.ndarray, cols: np.ndarray, size: int) -> None:
+        self.rows, self.size = rows, size
+        self.keep = np.flatnonzero(rows >= cols)
+        self.lower_rows, self.lower_cols = rows[self.keep], cols[self.keep]
+        graph = sp.coo_array((np.ones(len(self.keep)), (self.lower_rows, self.lower_cols)), shape=(size, size))
+        count, labels = connected_components(graph, directed=False)
+        sizes = np.bincount(labels, minlength=count)
+        self.blocks = _Blocks(self, labels, sizes) if sizes.max() <= BLOCK_LIMIT else None
+        if self.blocks is None:
+            order = sp.csc_array((np.arange(1.0, len(self.keep) + 1), (self.lower_rows, self.lower_cols)), (size, size))
+            full = sp.csc_array(order + sp.tril(order, -1).T)
+            self._order = full.data.astype(np.int64) - 1
+            self._indices, self._indptr = full.indices, full.indptr
+
+    def factor(self, data: np.ndarray) -> AbstractComplement:
+        """Factor the matrix with these entries."""
+        lower = data[self.keep]
+        if self.blocks is not None:
+            return BlockComplement(self.blocks, lower)
+        shape = (self.size, self.size)
+        return SparseComplement(sp.csc_array((lower[self._order], self._indices, self._indptr), shape=shape))
+
+
+class _Blocks:
+    """Connected components by size, and where every entry of the lower triangle goes."""
+
+    def __init__(self, plan: ComplementPlan, labels: np.ndarray, sizes: np.ndarray) -> None:
+        order = np.argsort(labels, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.within = np.empty(len(labels), dtype=np.int64)
+        self.within[order] = np.arange(len(labels)) - np.repeat(starts[:-1], sizes)
+        rank = np.empty(len(sizes), dtype=np.int64)  # position of a block among those of its size
+        self.members: dict[int, np.ndarray] = {}
+        self.entries: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.size = sizes[labels]
+        for size in np.unique(sizes):
+            which = np.flatnonzero(sizes == size)
+            rank[which] = np.arange(len(which))
+            self.members[int(size)] = order[starts[which][:, None] + np.arange(size)]
+        self.rank = rank[labels]
+        for size in self.members:
+            here = np.flatnonzero(self.size[plan.lower_rows] == size)
+            r, c = plan.lower_rows[here], plan.lower_cols[here]
+            self.entries[size] = (here, (self.rank[r] * size + self.within[r]) * size + self.within[c])
 
 
 class DenseComplement(AbstractComplement):
@@ -84,63 +140,38 @@ class DenseComplement(AbstractComplement):
 class BlockComplement(AbstractComplement):
     """Many small independent blocks (nested factors), batched by size."""
 
-    def __init__(self, matrix: sp.sparray, labels: np.ndarray) -> None:
-        order = np.argsort(labels, kind="stable")
-        sizes = np.bincount(labels)
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        within = np.empty(len(labels), dtype=np.int64)
-        within[order] = np.arange(len(labels)) - np.repeat(starts[:-1], sizes)
-        rank = np.empty(len(sizes), dtype=np.int64)  # position of a block among those of its size
-        self.members: dict[int, np.ndarray] = {}
-        for size in np.unique(sizes):
-            which = np.flatnonzero(sizes == size)
-            rank[which] = np.arange(len(which))
-            self.members[int(size)] = order[starts[which][:, None] + np.arange(size)]
-        self._size, self._rank, self._within = sizes[labels], rank[labels], within
-        self.roots = self._factor(sp.coo_array(matrix))
-        diagonals = [np.log(np.einsum("gii->gi", root)).sum() for root in self.roots.values()]
-        self.logdet = 2.0 * float(sum(diagonals))
+    def __init__(self, blocks: _Blocks, lower: np.ndarray) -> None:
+        self.blocks = blocks
+        self.roots: dict[int, np.ndarray] = {}
+        self.logdet = 0.0
+        for size, members in blocks.members.items():
+            here, flat = blocks.entries[size]
+            block = np.bincount(flat, lower[here], members.size * size).reshape(len(members), size, size)
+            self.roots[size] = small.cholesky(block)
+            self.logdet += small.logdet(self.roots[size])
         self._inverses: dict[int, np.ndarray] | None = None
-
-    def _factor(self, coo: sp.coo_array) -> dict[int, np.ndarray]:
-        rows, cols = coo.coords
-        roots = {}
-        for size, members in self.members.items():
-            here = self._size[rows] == size
-            block = np.zeros((len(members), size, size))
-            r, c = rows[here], cols[here]
-            np.add.at(block, (self._rank[r], self._within[r], self._within[c]), coo.data[here])
-            try:
-                roots[size] = np.linalg.cholesky(block)
-            except np.linalg.LinAlgError as error:
-                raise NumericalError(f"a block of {size} rows of the complement is not positive definite.") from error
-        return roots
 
     def solve(self, b: np.ndarray) -> np.ndarray:
         out = np.empty_like(b, dtype=float)
-        for size, members in self.members.items():
+        for size, members in self.blocks.members.items():
             root = self.roots[size]
-            half = np.linalg.solve(root, b[members])
-            out[members] = np.linalg.solve(root.swapaxes(1, 2), half)
+            out[members] = small.solve_upper(root, small.solve_lower(root, b[members]))
         return out
 
     def inverse_at(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         if self._inverses is None:
-            self._inverses = {}
-            for size, root in self.roots.items():
-                half = np.linalg.inv(root)
-                self._inverses[size] = half.swapaxes(1, 2) @ half
-        out = np.empty(len(rows))
+            self._inverses = {size: small.inverse(root) for size, root in self.roots.items()}
+        blocks, out = self.blocks, np.empty(len(rows))
         for size, inverse in self._inverses.items():
-            here = self._size[rows] == size
+            here = slice(None) if len(self._inverses) == 1 else np.flatnonzero(blocks.size[rows] == size)
             r, c = rows[here], cols[here]
-            out[here] = inverse[self._rank[r], self._within[r], self._within[c]]
+            out[here] = inverse[blocks.rank[r], blocks.within[r], blocks.within[c]]
         return out
 
     def sample(self, noise: np.ndarray) -> np.ndarray:
         out = np.empty_like(noise)
-        for size, members in self.members.items():
-            out[members] = np.linalg.solve(self.roots[size].swapaxes(1, 2), noise[members])
+        for size, members in self.blocks.members.items():
+            out[members] = small.solve_upper(self.roots[size], noise[members])
         return out
 
 

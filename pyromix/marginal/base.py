@@ -13,7 +13,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
-from pyromix.errors import UnsupportedError
+from pyromix.errors import NumericalError, UnsupportedError
 from pyromix.marginal.plan import Plan, make_plan
 from pyromix.running import Program, Record, Site
 from pyromix.sites import Data, Latent, annotation
@@ -84,10 +84,16 @@ class MarginalProgram:
 
     Its sites are those of the program less the random effects and the response, plus the factor
     ``<response>.marginal``, the log marginal likelihood.
+
+    Attributes
+    ----------
+    failures, last_failure
+        How often the likelihood could not be computed (the factor is then -inf), and why the last time.
     """
 
     def __init__(self, program: Program, marginal: AbstractMarginal) -> None:
         self.program, self.marginal = program, marginal
+        self.failures, self.last_failure = 0, ""
         self._bound: tuple[tuple[Any, ...], BoundMarginal] | None = None
 
     def bound(self, args: tuple[Any, ...]) -> BoundMarginal:
@@ -102,7 +108,16 @@ class MarginalProgram:
         with _Hide() as hidden:
             self.program(*args)
         record = Record(latents=hidden.latents, data=hidden.data)
-        pyro.factor(f"{bound.plan.response}.marginal", bound.log_marginal(record))
+        pyro.factor(f"{bound.plan.response}.marginal", self._log_marginal(bound, record))
+
+    def _log_marginal(self, bound: BoundMarginal, record: Record) -> torch.Tensor:
+        """-inf where the density cannot be computed: samplers start from draws of vague priors, where it is zero."""
+        try:
+            return bound.log_marginal(record)
+        except NumericalError as error:
+            self.failures += 1
+            self.last_failure = str(error)
+            return torch.tensor(-torch.inf, dtype=torch.float64)
 
     def reinstate(
         self, args: tuple[Any, ...], values: Mapping[str, torch.Tensor], seed: int

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from pyromix.linalg import selected
-from pyromix.linalg.block import Arrays, Factor
+from pyromix.linalg.block import Arrays
+from pyromix.linalg.factor import Factor
 from pyromix.marginal.base import Conditional, as_numpy
 from pyromix.marginal.plan import Plan
 

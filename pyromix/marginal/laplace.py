@@ -21,7 +21,8 @@ import torch
 
 from pyromix.errors import NumericalError
 from pyromix.linalg import selected
-from pyromix.linalg.block import Arrays, Factor, Layout
+from pyromix.linalg.block import Arrays, Layout
+from pyromix.linalg.factor import Factor
 from pyromix.linalg.newton import ascend
 from pyromix.marginal.base import AbstractMarginal, BoundMarginal, Conditional, as_numpy, blocks_of
 from pyromix.marginal.conditional import gaussian_conditional, shift_map

@@ -9,8 +9,10 @@ import scipy.sparse as sp
 from pyromix.errors import NumericalError
 from pyromix.linalg import block, selected
 from pyromix.linalg import cholesky as small
+from pyromix.linalg import factor as factoring
 from pyromix.linalg import sparse as complements
-from pyromix.linalg.block import Factor, Layout, Slot, Term
+from pyromix.linalg.block import Layout, Slot, Term
+from pyromix.linalg.factor import Factor
 
 N = 60
 
@@ -61,15 +63,22 @@ def build(case, seed=1):
     return layout, factor, z.T @ (weight[:, None] * z) + np.eye(z.shape[1]), rng
 
 
-@pytest.fixture(params=["dense border", "sparse border", "blocks", "sparse complement"])
+STORAGE = ["dense border", "sparse border", "blocks", "sparse complement"]
+
+
+@pytest.fixture(params=[*STORAGE, *(f"{name}, unplanned" for name in STORAGE[1:])])
 def storage(request, monkeypatch):
     """The same algebra under every way of holding the border and the complement."""
-    if request.param != "dense border":
+    name, _, unplanned = request.param.partition(", ")
+    if name != "dense border":
         monkeypatch.setattr(block, "DENSE_BORDER", 0)
-    if request.param in ("blocks", "sparse complement"):
+    if name in ("blocks", "sparse complement"):
         monkeypatch.setattr(block, "DENSE_LIMIT", 0)
-    if request.param == "sparse complement":
+        monkeypatch.setattr(factoring, "DENSE_LIMIT", 0)
+    if name == "sparse complement":
         monkeypatch.setattr(complements, "BLOCK_LIMIT", 0)
+    if unplanned:
+        monkeypatch.setattr(block, "PRODUCT_LIMIT", -1)
 
 
 def positions(layout):
@@ -129,13 +138,14 @@ def test_apply_and_transpose(case):
 
 def test_nested_factors_leave_small_blocks(monkeypatch):
     monkeypatch.setattr(block, "DENSE_LIMIT", 0)
+    monkeypatch.setattr(factoring, "DENSE_LIMIT", 0)
     monkeypatch.setattr(block, "DENSE_BORDER", 0)
     rng = np.random.default_rng(3)
     inner = make_term(rng, 20, 2)
     layout = Layout([nested_term(rng, inner, 5, 1), inner])
     factor = Factor(layout, layout.gram(None), [np.eye(1), np.eye(2)])
     assert isinstance(factor.rest, complements.BlockComplement)
-    assert list(factor.rest.members) == [1]
+    assert list(factor.rest.blocks.members) == [1]
 
 
 def test_indefinite_blocks_are_refused():
@@ -146,7 +156,7 @@ def test_indefinite_blocks_are_refused():
     bad = np.array([[1.0, 2.0], [2.0, 1.0]])
     with pytest.raises(NumericalError, match="complement of 2 rows"):
         complements.DenseComplement(bad.copy())
-    with pytest.raises(NumericalError, match="block of 2 rows"):
+    with pytest.raises(NumericalError, match="block 0 of 1"):
         complements.complement(sp.csr_array(bad))
     with pytest.raises(NumericalError, match="sparse complement of 2 rows"):
         complements.SparseComplement(sp.csr_array(bad))
