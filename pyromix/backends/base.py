@@ -47,4 +47,6 @@ def check_responses(record: Record) -> None:
         keep = torch.ones(len(role.obs), dtype=torch.bool) if role.mask is None else role.mask
         trials = None if role.trials is None else role.trials[keep].numpy()
         rows = keep.nonzero()[:, 0]
-        role.family.check_response(role.obs[keep].numpy(), trials, lambda k, rows=rows: f"row {int(rows[k])}", name)
+        obs = role.obs[keep].numpy()
+        role.family.check_response(obs, trials, lambda k, rows=rows: f"row {int(rows[k])}", name)
+        role.family.check_varies(obs, trials, name)

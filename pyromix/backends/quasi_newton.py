@@ -61,7 +61,7 @@ class Objective:
             value = -self.bound.log_marginal(record)
             if self.penalty is not None:
                 value = value - self.penalty(record)
-            (gradient,) = torch.autograd.grad(value, flat)
+            gradient = torch.autograd.grad(value, flat)[0] if flat.numel() else torch.zeros_like(flat)
             loss, slope = float(value.detach()), gradient.numpy() * self.unit
             if not np.isfinite(loss) or not np.isfinite(slope).all():
                 raise NumericalError("the marginal likelihood or its gradient is not finite")

@@ -61,7 +61,7 @@ class AbstractFamily(ABC):
     def check_response(
         self, y: np.ndarray, trials: np.ndarray | None, describe: Callable[[int], str], name: str = "y"
     ) -> None:
-        """Refuse a response that the family cannot have, or that says nothing.
+        """Refuse a response that the family cannot have.
 
         Parameters
         ----------
@@ -77,9 +77,21 @@ class AbstractFamily(ABC):
         DataError
             With the column, the first offending value, its row, how many there are and what to do.
         """
+        refuse_not_finite(y, f"column {name!r} (response, {type(self).__name__})", describe)
+
+    def check_varies(self, y: np.ndarray, trials: np.ndarray | None, name: str = "y") -> None:
+        """Refuse a response that is the same in every row; for trials, their share of successes.
+
+        Raises
+        ------
+        DataError
+            With the column and the value.
+        """
         where = f"column {name!r} (response, {type(self).__name__})"
-        refuse_not_finite(y, where, describe)
-        refuse_constant(y, where, name)
+        if trials is None:
+            refuse_constant(y, where, name)
+        elif np.all(y == 0) or np.all(y == trials) or np.all(trials == trials.flat[0]):
+            refuse_constant(y / trials, where, name)
 
     def mean(self, eta: torch.Tensor, **dispersion: torch.Tensor) -> torch.Tensor:
         """Expected response (a probability for binomial responses, whatever the trials): ``h(eta)``."""

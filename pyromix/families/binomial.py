@@ -12,7 +12,7 @@ import torch
 from pyromix.errors import DataError
 from pyromix.families.base import AbstractFamily, Derivatives, Prepared
 from pyromix.families.links import AbstractBinaryLink
-from pyromix.families.responses import plain, refuse, refuse_constant, refuse_not_finite
+from pyromix.families.responses import plain, refuse, refuse_not_finite
 from pyromix.families.stirling import remainder
 
 
@@ -40,11 +40,8 @@ class Binomial(AbstractFamily):
         refuse_not_finite(y, where, describe)
         if trials is None:
             _check_binary(y, where, describe)
-            refuse_constant(y, where, name)
-            return
-        _check_counts(y, trials, where, describe)
-        if np.all(y == 0) or np.all(y == trials) or np.all(trials == trials.flat[0]):
-            refuse_constant(y / trials, where, name)  # the share of successes
+        else:
+            _check_counts(y, trials, where, describe)
 
     def distribution(
         self, eta: torch.Tensor, trials: torch.Tensor | None = None, **dispersion: torch.Tensor

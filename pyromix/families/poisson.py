@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 
 from pyromix.families.base import AbstractFamily, Derivatives, Prepared
-from pyromix.families.responses import refuse, refuse_constant, refuse_not_finite
+from pyromix.families.responses import refuse, refuse_not_finite
 from pyromix.families.stirling import remainder
 
 
@@ -40,7 +40,6 @@ class Poisson(AbstractFamily):
         refuse(y < 0, y, "below 0", remedy, where, describe)
         remedy = "Counts must be whole; model a rate as a count with offset(log(exposure)), or use pyromix.Gaussian()."
         refuse(y != np.floor(y), y, "not whole", remedy, where, describe)
-        refuse_constant(y, where, name)
 
     def distribution(
         self, eta: torch.Tensor, trials: torch.Tensor | None = None, **dispersion: torch.Tensor

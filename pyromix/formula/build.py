@@ -143,7 +143,7 @@ def build(
     name, y, trials = read_response(formula, columns, functions, rows)
     notes = checks.response(name, y, trials, proper_priors)
     if family is not None and hasattr(family, "check_response"):
-        family.check_response(y, trials, rows.describe)
+        family.check_response(y, trials, rows.describe, name)
     notes += checks.predictors(columns, set(formula.usage["fixed"].columns), n)
 
     matrices = _Matrices(formula, functions, columns, rows, n)

@@ -280,7 +280,7 @@ class FamilySuite:
         assert "column 'height'" in message and "row 2" in message and "nan" in message
         constant = [0 * points.y.numpy() + points.y.numpy()[0]]
         constant.append(None if trials is None else 0 * trials + trials[0])
-        message = _error(DataError, lambda: self.make().check_response(*constant, "row {}".format, "height"))
+        message = _error(DataError, lambda: self.make().check_varies(*constant, "height"))
         assert "response 'height' is constant" in message
 
     # -- inside a program --------------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ def test_bad_response(family: AbstractFamily, y: list[float], trials: list[float
     counts = None if trials is None else np.array(trials, dtype=float)
     with pytest.raises(DataError, match=message):
         family.check_response(np.array(y, dtype=float), counts, describe)
+        family.check_varies(np.array(y, dtype=float), counts)
 
 
 GOOD = [
@@ -89,7 +90,9 @@ GOOD = [
 def test_good_response(family: AbstractFamily, y: list[float], trials: list[float] | None) -> None:
     given = np.array(y, dtype=float)
     before = given.copy()
-    family.check_response(given, None if trials is None else np.array(trials, dtype=float), describe)
+    counts = None if trials is None else np.array(trials, dtype=float)
+    family.check_response(given, counts, describe)
+    family.check_varies(given, counts)
     assert np.array_equal(given, before)
 
 

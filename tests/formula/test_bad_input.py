@@ -327,12 +327,14 @@ def test_a_family_is_asked_and_can_name_rows() -> None:
     class Positive:
         has_residual = True
 
-        def check_response(self, y: np.ndarray, trials: np.ndarray | None, describe: Callable[[int], str]) -> None:
+        def check_response(
+            self, y: np.ndarray, trials: np.ndarray | None, describe: Callable[[int], str], name: str
+        ) -> None:
             at = int(np.argmax(y < 0))
-            raise DataError(f"{y[at]:.3f} at {describe(at)}; trials {trials}")
+            raise DataError(f"{name}: {y[at]:.3f} at {describe(at)}; trials {trials}")
 
     data = frame(y=np.r_[1.0, 2.0, -3.0, np.arange(21)])
-    with pytest.raises(DataError, match=r"-3\.000 at row 'r2' \(position 2\); trials None"):
+    with pytest.raises(DataError, match=r"y: -3\.000 at row 'r2' \(position 2\); trials None"):
         Design.from_formula("y ~ x", data, family=Positive())
     data = frame(y=np.r_[np.nan, 2.0, -3.0, np.arange(21)])
     with pytest.raises(DataError, match=r"row 'r2' \(position 2\)"):
