@@ -69,7 +69,7 @@ def all_proper(
     rest = {site.rpartition(".")[2]: prior for site, prior in asked.items() if site.rpartition(".")[0] not in names}
     arguments = [] if formula.fixed in ("0", "-1") else [asked.get("beta")]
     for name in names:
-        structure = {"sd": None} if name not in given else vars(given[name])
+        structure = vars(given[name]) if isinstance(given.get(name), Covariance) else {"sd": None}
         arguments += [asked.get(f"{name}.{key}", value) for key, value in structure.items() if key != "corr"]
     for parameter in family.parameters():
         arguments.append(rest.get(parameter.name, family.config().get(parameter.name)))

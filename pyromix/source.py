@@ -17,6 +17,10 @@ import torch
 
 import pyromix as pmx
 
+
+def f64(value):
+    return torch.tensor(value, dtype=torch.float64)
+
 '''
 
 
@@ -30,31 +34,40 @@ def program_source(composition: Composition, design: Any, formula: str) -> str:
     terms = []
     if labels:
         columns = "design.x" if composition.network is None else "design.x[:, :1]"
-        lines.append(f"    beta = pmx.LinearEffect({_call('beta', composition.linear)}, labels={labels!r})")
-        terms.append(f"beta({columns})")
+        terms.append(f"pmx.LinearEffect({_call('beta', composition.linear)}\n        labels={labels!r},\n    )({columns})")
     if composition.network is not None:
         if getattr(composition.network, "categorical", ()):
             lines.append("    from pyromix.composition import network_inputs")
             terms.append('pmx.NeuralEffect("mean", network)(network_inputs(design, network))')
         else:
             terms.append('pmx.NeuralEffect("mean", network)(design.inputs()["numeric"])')
+    eta = ""
+    for term in terms:
+        lines.append(f"    eta = {eta}{term}")
+        eta = "eta + "
     for k, term in enumerate(design.terms):
         covariance = _instance(composition.covariances[term.name])
         lines.append(f"    term = design.terms[{k}]  # {', '.join(term.terms)} by {term.group}")
-        lines.append(f"    effect_{k} = pmx.RandomEffect({term.name!r}, {covariance}, levels=term.levels,")
-        lines.append(f"        terms=term.terms, group={term.group!r})(term.index, term.design)")
-        terms.append(f"effect_{k}")
-    if not terms:
-        terms.append("torch.zeros(len(design.index), dtype=torch.float64)")
-    lines.append(f"    eta = {' + '.join(terms)}")
-    lines.append(f"    pmx.observe({design.response!r}, {_instance(composition.family)}, eta, design.y,")
-    lines.append("        trials=design.trials, offset=design.offset, weights=design.frequency_weights,")
-    lines.append("        precision=design.precision_weights)")
+        lines.append("    effect = pmx.RandomEffect(")
+        lines.append(f"        {term.name!r},")
+        lines.append(f"        {covariance},")
+        lines.append(f"        levels=term.levels, terms=term.terms, group={term.group!r},")
+        lines.append("    )")
+        lines.append(f"    eta = {eta}effect(term.index, term.design)")
+        eta = "eta + "
+    if not eta:
+        lines.append("    eta = torch.zeros(len(design.index), dtype=torch.float64)")
+    lines.append("    pmx.observe(")
+    lines.append(f"        {design.response!r},")
+    lines.append(f"        {_instance(composition.family)},")
+    lines.append("        eta, design.y, trials=design.trials, offset=design.offset,")
+    lines.append("        weights=design.frequency_weights, precision=design.precision_weights,")
+    lines.append("    )")
     return HEADER.format(formula=formula) + "\n" + "\n".join(lines) + "\n"
 
 
 def _call(name: str, prior: Distribution | None) -> str:
-    return f"{name!r}" if prior is None else f"{name!r}, prior={_value(prior)}"
+    return f"\n        {name!r}," + ("" if prior is None else f"\n        prior={_value(prior)},")
 
 
 def _instance(thing: Any) -> str:
@@ -82,4 +95,4 @@ def _value(value: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    return repr(value) if isinstance(value, int) else f"torch.tensor({value!r}, dtype=torch.float64)"
+    return repr(value) if isinstance(value, int) else f"f64({value!r})"
