@@ -19,7 +19,6 @@ import torch
 from scipy.sparse.csgraph import connected_components
 
 from pyromix.errors import UnsupportedError
-from pyromix.linalg.block import Layout, Slot, Term
 from pyromix.marginal.base import AbstractMarginal, BoundMarginal
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.running import Program, run
@@ -85,7 +84,7 @@ class Subsets:
         if rows is None:
             return self.args, self.marginal.bind(self.program, self.args, self.plan)
         args = subset(self.args, torch.from_numpy(rows), len(self.plan.obs))
-        return args, self.marginal.bind(self.program, args, subset_plan(self.plan, rows))
+        return args, self.marginal.bind(self.program, args, self.plan.on_rows(rows))
 
     def check(self, rows: np.ndarray) -> None:
         """Compare these rows' predictor, evaluated alone, with what it is among all rows."""
@@ -108,42 +107,12 @@ class Subsets:
             )
 
 
-def subset_plan(plan: Plan, rows: np.ndarray) -> Plan:
-    """The plan on some rows, with only the levels they hold, so that its cost is that of its rows.
-
-    Where the predictor is not affine the marginaliser runs the program on effects of its own: all levels stay then.
-    """
-    at = torch.from_numpy(rows)
-
-    def rows_of(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return None if tensor is None else tensor[at]
-
-    return dataclasses.replace(
-        plan,
-        layout=Layout([_term_on(term, rows, compact=plan.affine) for term in plan.layout.terms]),
-        linear={name: design[at] for name, design in plan.linear.items()},
-        obs=plan.obs[at],
-        trials=rows_of(plan.trials),
-        row_weight=rows_of(plan.row_weight),
-        prepared=tuple(entry[at] for entry in plan.prepared),
-    )
-
-
-def _term_on(term: Term, rows: np.ndarray, compact: bool) -> Term:
-    index = np.stack([slot.index[rows] for slot in term.slots])
-    levels = term.levels
-    if compact:
-        present, inverse = np.unique(index, return_inverse=True)
-        index, levels = inverse.reshape(index.shape), len(present)
-    designs = [None if slot.design is None else slot.design[rows] for slot in term.slots]
-    return Term(levels, term.q, tuple(Slot(column, design) for column, design in zip(index, designs, strict=True)))
-
-
 def subset(value: Any, rows: torch.Tensor, n: int) -> Any:
     """A program's argument restricted to some of its n rows.
 
     Tensors and arrays whose first dimension is n are indexed; those of another length (tables by level) and plain
-    values stay; tuples, lists, dicts and dataclasses are taken apart; an object with a method ``subset(rows)`` does it itself.
+    values stay; tuples, lists, dicts and dataclasses are taken apart; an object with a method ``subset(rows)`` does it
+    itself.
 
     Raises
     ------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,26 @@ class Plan:
     def n_obs(self) -> float:
         """Number of observations: the sum of the frequency weights."""
         return float(len(self.obs) if self.row_weight is None else self.row_weight.sum())
+
+    def on_rows(self, rows: np.ndarray) -> Plan:
+        """The plan of some rows, with only the levels they hold, so that its cost is that of its rows.
+
+        Where the predictor is not affine the marginaliser runs the program on effects of its own: all levels stay then.
+        """
+        at = torch.from_numpy(rows)
+
+        def take(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor[at]
+
+        return replace(
+            self,
+            layout=Layout([_term_on(term, rows, compact=self.affine) for term in self.layout.terms]),
+            linear={name: design[at] for name, design in self.linear.items()},
+            obs=self.obs[at],
+            trials=take(self.trials),
+            row_weight=take(self.row_weight),
+            prepared=tuple(entry[at] for entry in self.prepared),
+        )
 
 
 def make_plan(program: Program, args: tuple[Any, ...], seed: int = 0) -> Plan:
@@ -133,6 +153,16 @@ def _term(latent: Latent, shape: torch.Size) -> Term:
         for column, design in zip(columns, slot_designs(latent), strict=True)
     ]
     return Term(shape[0], shape[1], tuple(slots))
+
+
+def _term_on(term: Term, rows: np.ndarray, compact: bool) -> Term:
+    index = np.stack([slot.index[rows] for slot in term.slots])
+    levels = term.levels
+    if compact:
+        present, inverse = np.unique(index, return_inverse=True)
+        index, levels = inverse.reshape(index.shape), len(present)
+    designs = [None if slot.design is None else slot.design[rows] for slot in term.slots]
+    return Term(levels, term.q, tuple(Slot(column, design) for column, design in zip(index, designs, strict=True)))
 
 
 def _affine(program: Program, args: tuple[Any, ...], base: Record, values: dict[str, Any], seed: int) -> bool:

@@ -17,7 +17,7 @@ import torch
 
 import pyromix as pmx
 from pyromix.backends import training as training_module
-from pyromix.backends.batches import Split, Subsets, independent_units, subset, subset_plan
+from pyromix.backends.batches import Split, Subsets, independent_units, subset
 from pyromix.backends.maximum_likelihood import Search
 from pyromix.backends.trainer import Trainer
 from pyromix.marginal.plan import make_plan
@@ -500,11 +500,11 @@ def test_a_formula_fit_leaves_the_users_module_alone() -> None:
     assert torch.equal(weights(module), before) and module.training
 
 
-def test_subset_plan_keeps_the_rest() -> None:
+def test_a_plan_on_some_rows() -> None:
     data = simulate()
     plan = make_plan(neural(network(), pmx.Poisson()), (data,))
     rows = np.array([5, 100, 7])
-    part = subset_plan(plan, rows)
+    part = plan.on_rows(rows)
     assert torch.equal(part.obs, plan.obs[rows]) and torch.equal(part.linear["beta"], plan.linear["beta"][rows])
     for got, whole in zip(part.prepared, plan.prepared, strict=True):
         assert torch.equal(got, whole[rows])

@@ -1,0 +1,393 @@
+"""Programs as pure tensor functions, evaluated eagerly, as a traced graph, or as code compiled by Inductor.
+
+Running a Pyro program costs some hundred Python calls however few its rows. A function that is evaluated often is
+therefore traced once to a graph of tensor operations, which can also be compiled. What pays depends on the number of
+evaluations alone: `cheapest` is the one rule, from the measured `COSTS`.
+
+Tracing records the operations of one run. Everything that does not depend on the inputs (checks of the data, priors) is
+evaluated then and there and enters the graph as a constant; a branch that depends on the inputs cannot be traced. A
+graph is compared with the function before it is used; where tracing or compiling fails, the next simpler mode takes
+over, and says why in the log and in `Compiled.reason`.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch.distributions import biject_to
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from pyromix.errors import ConfigError, DataError, NumericalError, UnsupportedError
+from pyromix.running import Program, Record, Site, isolated, run
+
+Function = Callable[..., Any]
+log = logging.getLogger(__name__)
+
+MODES = ("eager", "traced", "compiled")
+TOLERANCE = 1e-9  # of the largest entry: how far a graph's result may be from the function's
+CXX_NAMES = ("g++", "clang++", "c++")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds to set a mode up, and for one evaluation."""
+
+    setup: float
+    evaluation: float
+
+    def total(self, evaluations: int) -> float:
+        """Expected seconds of that many evaluations."""
+        return self.setup + evaluations * self.evaluation
+
+
+# Value and gradient of the log joint density of a logistic model with 7,584 rows and 348 unknowns, one thread.
+# Compiling took 2.5 to 4 s where Inductor had seen the graph before and 11 s where not; the constant lies between.
+COSTS = {
+    "eager": Cost(0.0, 1.6e-3),
+    "traced": Cost(0.2, 0.84e-3),
+    "compiled": Cost(6.0, 0.12e-3),
+}
+
+
+def cheapest(evaluations: int, modes: Sequence[str] = MODES) -> str:
+    """The mode with the least expected total cost; the simpler one where equal."""
+    return min(modes, key=lambda mode: COSTS[mode].total(evaluations))
+
+
+def compiler_problem() -> str | None:
+    """Why nothing can be compiled here, or ``None``: Inductor needs a C++ compiler."""
+    named = os.environ.get("CXX")
+    if named:
+        return None if shutil.which(named.split()[0]) else f"CXX={named} is not there"
+    found = any(shutil.which(name) for name in CXX_NAMES)
+    return None if found else "no C++ compiler was found (set CXX, or install g++)"
+
+
+class Compiled:
+    """A function of tensors of fixed shapes in one of the modes.
+
+    Attributes
+    ----------
+    mode
+        ``"eager"``, ``"traced"`` or ``"compiled"``: the one in use.
+    reason
+        Why it is not the one that was wanted; empty if it is.
+    """
+
+    def __init__(self, call: Function, inputs: Sequence[torch.Tensor], mode: str, reason: str = "") -> None:
+        self._call, self.mode, self.reason = call, mode, reason
+        self._shapes = [(tensor.shape, tensor.dtype) for tensor in inputs]
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        got = [(tensor.shape, tensor.dtype) for tensor in inputs]
+        if got != self._shapes:
+            shown = [f"{list(shape)} {dtype}" for shape, dtype in got]
+            expected = [f"{list(shape)} {dtype}" for shape, dtype in self._shapes]
+            raise DataError(f"this function was prepared for inputs {expected}, got {shown}; prepare it again.")
+        return self._call(*inputs)
+
+
+def compile_function(
+    function: Function,
+    example_inputs: Sequence[torch.Tensor],
+    *,
+    mode: str = "auto",
+    evaluations: int,
+    differentiable: bool = True,
+) -> Compiled:
+    """Prepare a function for a number of evaluations.
+
+    Parameters
+    ----------
+    function
+        Of tensors, to a tensor or a tuple of them; pure (no random numbers, no state).
+    example_inputs
+        Tensors of the shapes and types of all later calls, at an ordinary point.
+    mode
+        ``"auto"`` for the `cheapest`, or one of ``"eager"``, ``"traced"``, ``"compiled"``.
+    evaluations
+        How often it will be called, about.
+    differentiable
+        Whether gradients must flow through its results.
+
+    Raises
+    ------
+    ConfigError
+        An unknown mode, or a number of evaluations below 1. That a mode cannot be had is no error.
+    """
+    if mode != "auto" and mode not in MODES:
+        raise ConfigError(f"compile_function(mode={mode!r}): choose one of 'auto', {', '.join(map(repr, MODES))}.")
+    if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
+        raise ConfigError(f"compile_function(evaluations={evaluations!r}): must be a positive integer.")
+    inputs = [tensor.detach().clone() for tensor in example_inputs]
+    problem = compiler_problem()
+    if mode == "auto":
+        wanted = cheapest(evaluations, MODES if problem is None else MODES[:2])
+    else:
+        wanted = mode
+    if wanted == "eager":
+        return Compiled(function, inputs, "eager")
+    graph, reason = _attempt("traced", function, inputs, lambda: _trace(function, inputs))
+    if graph is None:
+        return Compiled(function, inputs, "eager", reason)
+    if wanted == "traced":
+        return Compiled(graph, inputs, "traced")
+    if problem is not None:
+        log.info("not compiled: %s", problem)
+        return Compiled(graph, inputs, "traced", problem)
+    code, reason = _attempt("compiled", function, inputs, lambda: _compile(graph, inputs, differentiable))
+    return Compiled(graph, inputs, "traced", reason) if code is None else Compiled(code, inputs, "compiled")
+
+
+def _attempt(
+    mode: str, function: Function, inputs: list[torch.Tensor], build: Callable[[], Function]
+) -> tuple[Function | None, str]:
+    """What `build` makes if it works and agrees with the function; else why not."""
+    try:
+        built = build()
+        problem = _disagreement(function, built, inputs)
+    except Exception as error:  # tracers and compilers fail in any class; the simpler mode always works
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if not problem:
+        return built, ""
+    log.info("not %s: %s", mode, problem)
+    return None, problem
+
+
+def _disagreement(function: Function, built: Function, inputs: list[torch.Tensor]) -> str:
+    """Compare at the example and near it, where a constant that should not be one shows."""
+    near = [tensor * 1.01 + 0.003 if tensor.is_floating_point() else tensor for tensor in inputs]
+    for where, point in (("at the example", inputs), ("near the example", near)):
+        try:
+            expected = tree_leaves(function(*point))
+        except (ValueError, ArithmeticError):  # the neighbour may lie outside the function's domain
+            continue
+        for got, want in zip(tree_leaves(built(*point)), expected, strict=True):
+            got, want = got.detach(), want.detach()
+            size = float(want.abs().max()) if want.numel() else 0.0
+            close = torch.isclose(got, want, rtol=0.0, atol=TOLERANCE * (1 + size), equal_nan=True)
+            if got.shape != want.shape or not bool(close.all()):
+                return f"its result differs from the function's {where}"
+    return ""
+
+
+class _FoldConstants(TorchFunctionMode):
+    """Evaluate outside the trace whatever does not depend on the traced inputs."""
+
+    def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self._traced = {id(tensor): tensor for tensor in inputs}  # references, so that no id is used twice
+        self._outer = not any(map(_is_wrapped, inputs))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not any(self._depends(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)):
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        self._traced.update({id(leaf): leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)})
+        return out
+
+    def _depends(self, tensor: torch.Tensor) -> bool:
+        # what a functional gradient wraps is for the mode inside it to judge
+        return id(tensor) in self._traced or (self._outer and _is_wrapped(tensor))
+
+
+def _is_wrapped(tensor: torch.Tensor) -> bool:
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def folding(function: Function) -> Function:
+    """The function, with what does not depend on its inputs kept out of a trace."""
+
+    def folded(*inputs: torch.Tensor) -> Any:
+        with _FoldConstants(inputs):
+            return function(*inputs)
+
+    return folded
+
+
+def _trace(function: Function, inputs: list[torch.Tensor]) -> Function:
+    with torch.random.fork_rng(devices=[]):
+        return make_fx(folding(function))(*inputs)
+
+
+def _compile(graph: Any, inputs: list[torch.Tensor], differentiable: bool) -> Function:
+    if not differentiable:
+        return torch._inductor.compile(graph, inputs)  # type: ignore[attr-defined]
+    code = torch.compile(graph, fullgraph=True, dynamic=False)
+    points = [tensor.clone().requires_grad_(tensor.is_floating_point()) for tensor in inputs]
+    outputs = [leaf for leaf in tree_leaves(code(*points)) if leaf.requires_grad]
+    torch.autograd.backward(outputs, [torch.ones_like(leaf) for leaf in outputs])  # compiles the backward pass too
+    return code
+
+
+# -- what programs become ---------------------------------------------------------------------------------------------
+class TensorProgram:
+    """Everything a marginaliser needs of a run, as a pure function of one flat vector of hyper-parameter values.
+
+    Calling it with the values of `names` side by side (natural scale, ``(size,)``) gives a tuple named by `outputs`:
+    the predictor ``eta`` (n,) with every effect at zero, the factor ``L`` of each effect, the family's dispersion
+    parameters, and ``log_prior``, the log prior density of all hyper-parameters.
+    """
+
+    def __init__(self, program: Program, args: tuple[Any, ...], names: Sequence[str] | None = None) -> None:
+        self.program, self.args = program, args
+        base = run(program, args, hypers="moderate", seed=0)
+        unknown = sorted(set(names or ()) - set(base.hypers))
+        if unknown or (names is not None and set(names) != set(base.hypers)):
+            differing = unknown or sorted(set(base.hypers) - set(names or ()))
+            raise ConfigError(
+                f"tensor_program(names=...): {', '.join(differing)} does not match the program's hyper-parameters "
+                f"({', '.join(base.hypers)}); name each of them once."
+            )
+        self.names = tuple(base.hypers) if names is None else tuple(names)
+        self.shapes = tuple(base.hypers[name].value.shape for name in self.names)
+        self.size = sum(shape.numel() for shape in self.shapes)
+        for name, site in base.latents.items():
+            if site.fn.operator.block is None:
+                raise UnsupportedError(
+                    f"tensor_program: the levels of {name!r} are not independent and alike; use log_joint instead."
+                )
+        (data,) = base.data.values()
+        factors = [f"{name}.L" for name in base.latents]
+        self.outputs = ("eta", *factors, *(f"{data.name}.{key}" for key in data.role.dispersion), "log_prior")
+        self.example = self.flat({name: base.hypers[name].value for name in self.names})
+
+    def flat(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The vector of site values."""
+        parts = [values[name].reshape(-1) for name in self.names]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+
+    def values(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Site values at a vector; gradients flow."""
+        parts = flat.split([shape.numel() for shape in self.shapes])
+        return {name: part.reshape(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+    def __call__(self, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        record = run(self.program, self.args, self.values(flat))
+        (data,) = record.data.values()
+        factors = [site.fn.operator.block for site in record.latents.values()]
+        return data.role.eta, *factors, *data.role.dispersion.values(), _log_prior(record)
+
+
+def tensor_program(program: Program, args: tuple[Any, ...], names: Sequence[str] | None = None) -> TensorProgram:
+    """A program with one response as a `TensorProgram`; `names` orders its hyper-parameters."""
+    return TensorProgram(program, args, names)
+
+
+class Potential:
+    r"""Minus the log joint density of a program as a function of one flat unconstrained vector.
+
+    .. math:: U(z) = -\log p(y, u, \theta) - \log\left|\frac{d(u,\theta)}{dz}\right|
+
+    Every site that is not observed is part of `z`, hyper-parameters and effects alike, through the bijection of its
+    support.
+
+    Attributes
+    ----------
+    names, size
+        The sites in order, and the length of z.
+    example
+        An ordinary point.
+    """
+
+    def __init__(self, program: Program, args: tuple[Any, ...]) -> None:
+        self.program, self.args = program, args
+        base = run(program, args, hypers="moderate", latents="prior", seed=0)
+        sites: dict[str, Site] = {**base.hypers, **base.latents, **base.plain}
+        self.names = tuple(sites)
+        self._transforms = {name: biject_to(site.fn.support) for name, site in sites.items()}
+        self._shapes = {name: self._transforms[name].inverse_shape(site.value.shape) for name, site in sites.items()}
+        self.size = sum(shape.numel() for shape in self._shapes.values())
+        self.example = self.flat({name: site.value for name, site in sites.items()})
+
+    def flat(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The vector of site values."""
+        parts = [self._transforms[name].inv(values[name]).reshape(-1) for name in self.names]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+
+    def values(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Site values at a vector; gradients flow."""
+        return {name: value for name, (_, value) in self._parts(z).items()}
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        parts = self._parts(z)
+        values = {name: value for name, (_, value) in parts.items()}
+        total = log_density(self.program, self.args, values)
+        for name, (part, value) in parts.items():
+            total = total + self._transforms[name].log_abs_det_jacobian(part, value).sum()
+        return -total
+
+    def value_and_gradient(self, *, mode: str = "auto", evaluations: int) -> Compiled:
+        """``z -> (U(z), dU/dz)`` in the mode that pays for that many evaluations."""
+        traced = torch.func.grad_and_value(folding(self.__call__))
+
+        def eager(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            point = z.detach().requires_grad_(True)
+            with torch.enable_grad():
+                value = self(point)
+                (gradient,) = torch.autograd.grad(value, point)
+            return value.detach(), gradient
+
+        def functional(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            gradient, value = traced(z)
+            return value, gradient
+
+        made = compile_function(functional, [self.example], mode=mode, evaluations=evaluations, differentiable=False)
+        # outside a trace the autograd engine is twice as fast as the functional gradient
+        return Compiled(eager, [self.example], "eager", made.reason) if made.mode == "eager" else made
+
+    def _parts(self, z: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        pieces = z.split([self._shapes[name].numel() for name in self.names])
+        shaped = {name: piece.reshape(self._shapes[name]) for name, piece in zip(self.names, pieces, strict=True)}
+        return {name: (piece, self._transforms[name](piece)) for name, piece in shaped.items()}
+
+
+def log_joint(program: Program, args: tuple[Any, ...]) -> Potential:
+    """The program's joint density as a `Potential`, for samplers."""
+    return Potential(program, args)
+
+
+def log_density(program: Program, args: tuple[Any, ...], values: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Log joint density of all sites at given values, by Pyro's own rules for plates, masks and scales.
+
+    Raises
+    ------
+    NumericalError
+        A site is left out of `values` and not observed, so the density would be random.
+    """
+    with isolated(), torch.random.fork_rng(devices=[]):
+        trace = poutine.trace(poutine.condition(program, values)).get_trace(*args)
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            if not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample":
+                raise NumericalError(f"site {name!r} has no value; the density would depend on a random draw.")
+            site["fn"] = _unvalidated(site["fn"])
+        return trace.log_prob_sum()
+
+
+def _log_prior(record: Record) -> torch.Tensor:
+    terms = [_unvalidated(site.fn).log_prob(site.value).sum() for site in record.hypers.values()]
+    return sum(terms, torch.zeros((), dtype=torch.float64))
+
+
+def _unvalidated(fn: Any) -> Any:
+    """A copy whose densities do not check their argument: the check is a branch that cannot be traced."""
+    fn = copy.copy(fn)
+    if hasattr(fn, "_validate_args"):
+        fn._validate_args = False
+    if isinstance(getattr(fn, "__dict__", {}).get("base_dist"), torch.distributions.Distribution):
+        fn.base_dist = _unvalidated(fn.base_dist)
+    return fn
