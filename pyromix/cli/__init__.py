@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        return _fail("pyromix: interrupted; nothing was written.", 130)
+        return _fail("pyromix: interrupted", 130)
     except BrokenPipeError:
         # whoever read the output has left; Python would complain again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -101,7 +101,7 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = _Parser(
         prog="pyromix",
         description="Hierarchical models with linear or neural means, fitted by marginal likelihood.",
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         **layout,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show tracebacks and the warnings of other packages")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 

@@ -174,7 +174,7 @@ def _find(path: str, wanted: Sequence[str], header: Sequence[str]) -> Sequence[s
         if name not in header:
             columns = [column for column in header if column]
             shown = ", ".join(map(repr, columns[:12])) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
-            raise DataError(f"{path}:1: no column {name!r}{nearest(name, columns)}. Columns: {shown}.")
+            raise DataError(f"{path}:1: no column {name!r}{nearest(name, columns) or '.'} Columns: {shown}.")
     return wanted
 
 

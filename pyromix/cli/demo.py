@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SLEEP = "Reaction ~ Days + (Days | Subject)"
 CONTRACEPTION = "use ~ age + urban + livch + (1 | district)"
+FILES = ("agreement.csv", "contraception.nc", "demo.png", "sleepstudy.nc", "summary.txt")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Run:
 def demo(arguments: Namespace) -> int:
     """Fit, compare, predict, write."""
     start = time.perf_counter()
-    folder = Folder(arguments.output, force=True)
+    folder = Folder(arguments.output, own=FILES)
     with speaking(arguments):
         sleep, contraception = _models()
         reml, *sleeps = _sleepstudy(sleep, arguments.quick)

@@ -28,7 +28,8 @@ def demo_figure(sleep: Fit, sleep_neural: Fit, use: Fit, use_neural: Fit) -> Fig
     """Nine drivers on the left; women by age, and districts, on the right."""
     figure = Figure(figsize=(13.2, 7.4), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subfigures(1, 2, width_ratios=[1.55, 1], wspace=0.03)
+    parts: Any = figure.subfigures(1, 2, width_ratios=[1.55, 1], wspace=0.03)
+    left, right = parts
     _drivers(left, sleep, sleep_neural)
     top, bottom = right.subplots(2, 1, height_ratios=[1, 1.15])
     _ages(top, use, use_neural)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from pyromix.errors import DataError
 
@@ -97,7 +97,7 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
         if Path(path).is_dir():
             raise DataError(f"{path}: is a directory; name a CSV file.")
         with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as stream:
-            yield stream
+            yield cast("IO[bytes]", stream)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from error
 

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
     from pyromix.results import Fit
 
-OURS = re.compile(
-    r"fit\.pyromix|summary\.txt|fixed_effects\.csv|variance_components\.csv|random_effects_.*\.csv|posterior\.nc|"
-    r"fitted\.png|residuals\.png|agreement\.csv|demo\.png|\w+\.nc"
-)
+# what a fit may or may not write: left over from an earlier fit, they would be taken for results of this one
+LEFTOVERS = re.compile(r"random_effects_.*\.csv|fitted\.png|residuals\.png")
 
 
 class Folder:
-    """A folder that appears with all its files, or stays as it was.
+    """A folder that gets all its files or none.
 
     Parameters
     ----------
     path
-        The folder. It must not exist, or be empty, or be replaced with `force`.
+        The folder; it may exist if it is empty.
     force
         Write into a folder that holds files: those with the names of results are replaced, others stay.
+    own
+        Names of files that may be replaced without being forced, if the folder holds nothing else.
 
     Raises
     ------
@@ -40,27 +40,30 @@ class Folder:
         The folder cannot be written to; checked before anything is computed.
     """
 
-    def __init__(self, path: str, force: bool = False) -> None:
+    def __init__(self, path: str, force: bool = False, own: Collection[str] = ()) -> None:
         self.path = Path(path)
-        with _as_config_error(f"-o {path}"):
-            if self.path.is_dir():
-                if any(self.path.iterdir()) and not force:
-                    raise ConfigError(f"-o {path}: the folder is not empty; name another, or pass --force.")
-            elif self.path.exists() or self.path.is_symlink():
-                raise ConfigError(f"-o {path}: exists and is no folder.")
-            parent = self._ancestor()
-            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-                raise ConfigError(f"-o {path}: {str(parent)!r} is no folder that can be written to.")
+        self._option = f"-o {path}"
+        with _as_config_error(self._option):
+            self._target = self.path.resolve()
+            if self._target.is_dir():
+                if not force and any(file.name not in own for file in self._target.iterdir()):
+                    remedy = "name another" if own else "name another, or pass --force"
+                    raise ConfigError(f"{self._option}: the folder is not empty; {remedy}.")
+            elif self._target.exists():
+                raise ConfigError(f"{self._option}: exists and is no folder.")
+            nearest = self._nearest()
+            if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+                raise ConfigError(f"{self._option}: {str(nearest)!r} is no folder that can be written to.")
 
-    def _ancestor(self) -> Path:
-        """The nearest folder above that exists; files are prepared there, so that moving them is one step."""
-        return next(parent for parent in self.path.absolute().parents if parent.exists())
+    def _nearest(self) -> Path:
+        """The folder, or the nearest above it that exists: files are drafted there, so that moving them is one step."""
+        return next(folder for folder in (self._target, *self._target.parents) if folder.exists())
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """A folder to write into, which takes its place when the block ends without an error."""
-        with _as_config_error(f"-o {self.path}"):
-            draft = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self._ancestor()))
+        """A draft of the folder, which takes its place when the block ends without an error."""
+        with _as_config_error(self._option):
+            draft = Path(tempfile.mkdtemp(prefix=f".{self._target.name}-", dir=self._nearest()))
             try:
                 yield draft
                 self._publish(draft)
@@ -68,17 +71,17 @@ class Folder:
                 shutil.rmtree(draft, ignore_errors=True)
 
     def _publish(self, draft: Path) -> None:
-        draft.chmod(0o777 & ~_umask())
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists() or not any(self.path.iterdir()):
-            os.replace(draft, self.path)
+        if not self._target.exists():
+            draft.chmod(0o777 & ~_umask())
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(draft, self._target)
             return
         written = sorted(file.name for file in draft.iterdir())
-        for old in list(self.path.iterdir()):
-            if old.is_file() and OURS.fullmatch(old.name) and old.name not in written:
-                old.unlink()  # of an earlier run, and not of this one
+        for old in list(self._target.iterdir()):
+            if old.is_file() and LEFTOVERS.fullmatch(old.name) and old.name not in written:
+                old.unlink()
         for name in written:
-            os.replace(draft / name, self.path / name)
+            os.replace(draft / name, self._target / name)
 
 
 def write_file(path: str, write: Callable[[Path], object], inputs: tuple[str, ...] = ()) -> None:

@@ -62,7 +62,10 @@ class Rows:
     def label(self, position: int) -> str:
         """``row 'a17' (position 16)`` for a position among the rows that are run."""
         at = position if self.whole is None else int(np.flatnonzero(self.whole)[position])
-        return f"position {at}" if self.index is None else f"row {self.index[at]!r} (position {at})"
+        if self.index is None:
+            return f"position {at}"
+        label = self.index[at]
+        return f"row {label.item() if isinstance(label, np.generic) else label!r} (position {at})"
 
     def scatter(self, values: np.ndarray, axis: int = 0) -> np.ndarray:
         """Values of the rows that are run at their places among all rows, NaN elsewhere."""
