@@ -132,6 +132,7 @@ def point_sampler(
         zeros = {name: torch.zeros_like(point[name]) for name in out}
         with torch.no_grad():
             record = run(program, args, {**point, **zeros})
+            bound.forget()  # draws are the same whatever was evaluated before, also in another process
             conditional = bound.conditional(record)
             draws = _hyper_draws(record.hypers, point, covariance, out, n, generator)
             shifts = {name: draws[name] - point[name] for name in bound.plan.linear}

@@ -78,6 +78,9 @@ class BoundMarginal(ABC):
     def conditional(self, record: Record) -> Conditional:
         """The random effects given the data, at the same kind of run."""
 
+    def forget(self) -> None:  # noqa: B027 - most have nothing to forget
+        """Drop what earlier evaluations left as a start: the next result then does not depend on them in any bit."""
+
 
 class MarginalProgram:
     """A program whose random effects are integrated out.

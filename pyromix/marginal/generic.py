@@ -82,6 +82,9 @@ class BoundGeneric(BoundMarginal):
         self.warm = point.b
         return point.b
 
+    def forget(self) -> None:
+        self.warm = None
+
     # -- the public pair ---------------------------------------------------------------------------------------------
     def log_marginal(self, record: Record) -> torch.Tensor:
         mode = self.mode(record)

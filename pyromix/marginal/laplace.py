@@ -152,6 +152,9 @@ class BoundLaplace(BoundMarginal):
         self.warm = point.b
         return point
 
+    def forget(self) -> None:
+        self.warm = None
+
     def log_marginal(self, record: Record) -> torch.Tensor:
         problem, tril, moving = self.problem(record)
         role = data_of(record)

@@ -106,6 +106,9 @@ class BoundQuadrature(BoundMarginal):
         """Mode and curvature of each group: the Gaussian that the nodes are centred on."""
         return self.laplace.conditional(record)
 
+    def forget(self) -> None:
+        self.laplace.forget()
+
     def _design(self, record: Record) -> torch.Tensor:
         columns = []
         for name in self.plan.latents:
