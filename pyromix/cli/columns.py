@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[iI]nf(?:inity)?|INF)").fullmatch
+# a number as every program writes it, or a missing one: most columns hold nothing else
+_PLAIN = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|NA|NaN|nan|").fullmatch
 _COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+(?:[eE][+-]?[0-9]+)?").fullmatch
 _ZERO = re.compile(r"[+-]?0[0-9]").match
 NOT_A_NUMBER = ("", "NA", "NaN", "nan")
@@ -126,11 +128,13 @@ def _categorical(cells: Sequence[str]) -> pd.Categorical:
     found = dict.fromkeys(cells)
     found.pop("", None)
     numeric = bool(found) and all(_NUMBER(cell) for cell in found if cell != "NA") and found.keys() != {"NA"}
-    labels = _labels(cells, numeric)
-    levels = sorted({label for label in labels if label is not None})
+    if numeric:
+        found.pop("NA", None)
+    levels = sorted(found)
     if numeric:
         levels.sort(key=float)
-    return pd.Categorical(labels, categories=levels)
+    codes = {label: code for code, label in enumerate(levels)}
+    return pd.Categorical.from_codes([codes.get(cell, -1) for cell in cells], categories=pd.Index(levels, dtype=object))
 
 
 def _labels(cells: Sequence[str], numeric: bool) -> list[str | None]:
@@ -145,6 +149,8 @@ def _values(table: Table, name: str, dialect: Dialect, notes: list[str]) -> Any:
     import pandas as pd
 
     cells = [cell.strip() for cell in table.columns[name]]
+    if dialect.decimal == "." and all(map(_PLAIN, cells)) and not set(cells) <= set(NOT_A_NUMBER):
+        return _converted(cells, dialect)
     odd = [row for row, cell in enumerate(cells) if not _number(cell, dialect) and cell not in NOT_A_NUMBER]
     held = sum(cell not in NOT_A_NUMBER for cell in cells)
     numbers = held - len(odd)
@@ -175,25 +181,27 @@ def _number(cell: str, dialect: Dialect) -> bool:
 
 def _numbers(table: Table, name: str, dialect: Dialect, expected: str) -> np.ndarray:
     """A column of numbers; anything else is an error at its cell."""
-    import numpy as np
-
     cells = [cell.strip() for cell in table.columns[name]]
-    whole = True
     for row, cell in enumerate(cells):
         if cell in NOT_A_NUMBER:
-            whole = False
-        elif not _number(cell, dialect):
+            continue
+        if not _number(cell, dialect):
             raise table.error(row, name, f"{cell!r} is not a number, but there are {expected}.")
-        elif _ZERO(cell):
+        if _ZERO(cell):
             raise table.error(
                 row,
                 name,
                 f"{cell!r} starts with a zero as a label does, not a number; pass --categorical {name}, or write "
                 f"{cell.lstrip('+-0') or '0'}.",
             )
-        elif not _plain_integer(cell):
-            whole = False
-    if whole:
+    return _converted(cells, dialect)
+
+
+def _converted(cells: Sequence[str], dialect: Dialect) -> np.ndarray:
+    """Cells that are numbers or missing: int64 if all are whole, else float64."""
+    import numpy as np
+
+    if all(map(_plain_integer, cells)):
         return np.array([int(cell) for cell in cells], dtype=np.int64)
     decimal = dialect.decimal
     return np.array([np.nan if cell in NOT_A_NUMBER else float(cell.replace(decimal, ".")) for cell in cells])
