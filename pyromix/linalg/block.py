@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
 
-from pyromix.linalg.sparse import DENSE_LIMIT, ComplementPlan
+from pyromix.linalg.sparse import BLOCK_LIMIT, DENSE_LIMIT, ComplementPlan
 
 DENSE_BORDER = 64  # complements up to this size keep the border V as a dense array
 PRODUCT_LIMIT = 3_000_000  # products of border entries that are planned ahead, 24 bytes each
@@ -96,7 +98,7 @@ class Layout:
                 self.offsets[k] = self.border
                 self.border += term.size
         slots = [(k, slot) for k, term in enumerate(self.terms) for slot in term.slots]
-        shortcut = self.border <= DENSE_LIMIT
+        shortcut = self.border <= DENSE_BORDER
         pairs = [(a, b) for a in range(len(slots)) for b in range(a, len(slots))]
         self.pairs = [_pair(self.terms, *slots[a], *slots[b], shortcut) for a, b in pairs]
         self.products: Products | None = None
@@ -216,12 +218,23 @@ class Layout:
                 rows.append(at), cols.append(to)
         diagonal = np.arange(self.border)
         self.rest_rows, self.rest_cols = np.concatenate([*rows, diagonal]), np.concatenate([*cols, diagonal])
+        self.dense = self.border <= DENSE_BORDER or (self.border <= DENSE_LIMIT and not self._falls_apart())
         self.pattern: ComplementPlan | None = None
-        if self.border > DENSE_LIMIT and (self.products is not None or not self.crossing):
+        if not self.dense and (self.products is not None or not self.crossing):
             flat = self.products.flat if self.products is not None else np.empty(0, dtype=np.int64)
             keys = np.concatenate([self.rest_rows * self.border + self.rest_cols, flat])
             unique, self.pattern_at = np.unique(keys, return_inverse=True)
             self.pattern = ComplementPlan(unique // self.border, unique % self.border, self.border)
+
+    def _falls_apart(self) -> bool:
+        """Whether the complement consists of small independent blocks, as that of nested factors does."""
+        lead_size = 0 if self.lead is None else self.terms[self.lead].size
+        rows = np.concatenate([self.rest_rows, self.border + self.border_rows])
+        cols = np.concatenate([self.rest_cols, self.border_cols])
+        size = self.border + lead_size
+        graph = sp.coo_array((np.ones(len(rows)), (rows, cols)), shape=(size, size))
+        count, labels = connected_components(graph, directed=False)
+        return bool(np.bincount(labels[: self.border], minlength=count).max() <= BLOCK_LIMIT)
 
     def lead_blocks(self, p: int, block: np.ndarray) -> np.ndarray:
         """A crossing pair's blocks with the lead term first."""

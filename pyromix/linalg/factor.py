@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from pyromix.linalg import cholesky as small
 from pyromix.linalg.block import Arrays, Layout
-from pyromix.linalg.sparse import DENSE_LIMIT, AbstractComplement, DenseComplement, complement
+from pyromix.linalg.sparse import AbstractComplement, DenseComplement, complement
 
 
 class Factor:
@@ -63,7 +63,7 @@ class Factor:
         if layout.pattern is not None:
             both = np.concatenate([values, -self._entry_products()])
             return layout.pattern.factor(np.bincount(layout.pattern_at, both, len(layout.pattern.rows)))
-        if size > DENSE_LIMIT:
+        if not layout.dense:
             s = sp.csr_array((values, (layout.rest_rows, layout.rest_cols)), shape=(size, size))
             return complement(s if self.v is None else s - self.v.T @ self.v)
         s = np.bincount(layout.rest_rows * size + layout.rest_cols, values, size**2).reshape(size, size)

@@ -17,7 +17,7 @@ from scipy.sparse.linalg import splu, spsolve_triangular
 from pyromix.errors import NumericalError
 from pyromix.linalg import cholesky as small
 
-DENSE_LIMIT = 3000  # rows; a dense factorisation of this size takes about half a second
+DENSE_LIMIT = 8000  # rows, 512 MB; crossed factors fill in, so a dense factorisation is the faster one up to memory
 BLOCK_LIMIT = 64  # rows; connected components up to this size are factored densely, all of a size at once
 
 

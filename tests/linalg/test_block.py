@@ -9,7 +9,6 @@ import scipy.sparse as sp
 from pyromix.errors import NumericalError
 from pyromix.linalg import block, selected
 from pyromix.linalg import cholesky as small
-from pyromix.linalg import factor as factoring
 from pyromix.linalg import sparse as complements
 from pyromix.linalg.block import Layout, Slot, Term
 from pyromix.linalg.factor import Factor
@@ -74,9 +73,9 @@ def storage(request, monkeypatch):
         monkeypatch.setattr(block, "DENSE_BORDER", 0)
     if name in ("blocks", "sparse complement"):
         monkeypatch.setattr(block, "DENSE_LIMIT", 0)
-        monkeypatch.setattr(factoring, "DENSE_LIMIT", 0)
     if name == "sparse complement":
         monkeypatch.setattr(complements, "BLOCK_LIMIT", 0)
+        monkeypatch.setattr(block, "BLOCK_LIMIT", 0)
     if unplanned:
         monkeypatch.setattr(block, "PRODUCT_LIMIT", -1)
 
@@ -137,8 +136,6 @@ def test_apply_and_transpose(case):
 
 
 def test_nested_factors_leave_small_blocks(monkeypatch):
-    monkeypatch.setattr(block, "DENSE_LIMIT", 0)
-    monkeypatch.setattr(factoring, "DENSE_LIMIT", 0)
     monkeypatch.setattr(block, "DENSE_BORDER", 0)
     rng = np.random.default_rng(3)
     inner = make_term(rng, 20, 2)
