@@ -1,0 +1,83 @@
+"""The examples: small versions run with every change, the full ones on demand."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import pyromix as pmx
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_losses_of_the_simulation() -> None:
+    example = load("ngmm_simulation")
+    y, mean = np.array([0.0, 1.0]), np.array([0.25, 0.5])
+    assert example.rmse(y, mean) == pytest.approx(np.sqrt((0.0625 + 0.25) / 2))
+    assert example.log_loss(y, mean) == pytest.approx(-(np.log(0.75) + np.log(0.5)) / 2)
+    assert example.poisson_deviance(y, mean) == pytest.approx(0.25 + np.log(2.0) - 0.5)
+
+
+def test_simulated_rows_are_split_by_group_and_within() -> None:
+    train, old, new = load("ngmm_simulation").simulate("poisson", 0.5, seed=0)
+    assert (len(train), len(old), len(new)) == (160 * 24, 160 * 6, 40 * 30)
+    assert set(train["group"]) == set(old["group"]) and not set(train["group"]) & set(new["group"])
+
+
+@pytest.mark.parametrize("response", ["gaussian", "bernoulli", "poisson"])
+def test_neural_means_win_on_a_small_simulation(response: str) -> None:
+    training = pmx.Training(lr=0.01, epochs=20, batch_groups=16)
+    losses = load("ngmm_simulation").compare(response, 0.5, 0, training, groups=60, new_groups=15)
+    for linear, neural in losses.values():
+        assert neural < linear
+
+
+@pytest.mark.slow
+def test_neural_means_win_on_new_rows_and_new_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("ngmm_simulation").main(["--reps", "1"])
+    changes = re.findall(r"([+-]\d+\.\d)%", capsys.readouterr().out)
+    assert len(changes) == 18 and all(float(change) < 0 for change in changes)
+
+
+def test_sleepstudy_neural_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("sleepstudy_neural")
+    example.held_out = lambda mean, data, folds: 0.0
+    results = example.main([])
+    assert results["linear"][0] == pytest.approx(-875.9697, abs=1e-3)  # lme4
+    assert results["linear"][0] < results["neural"][0] < results["a mean per day"][0]
+    assert "fits better, and does not predict new subjects better" in capsys.readouterr().out
+
+
+def test_held_out_score_is_the_density_of_new_subjects() -> None:
+    """Against a formula fit to the other subjects and a dense Gaussian density."""
+    example = load("sleepstudy_neural")
+    frame = pmx.datasets.load("sleepstudy")
+    fold_of = np.random.default_rng(0).permutation(18) % 2
+    fold = fold_of[frame["Subject"].astype("category").cat.codes.to_numpy()]
+    z = np.column_stack([np.ones(10), np.arange(10)])
+    expected = 0.0
+    for held in range(2):
+        fit = pmx.model("Reaction ~ Days + (Days | Subject)", frame[fold != held]).fit(progress=False)
+        sd = fit.variance_components().set_index(["group", "name"])["sd"].to_numpy()
+        rho = float(fit.correlations("Subject").iloc[0, 1])
+        between = np.array([[sd[0] ** 2, rho * sd[0] * sd[1]], [rho * sd[0] * sd[1], sd[1] ** 2]])
+        covariance = z @ between @ z.T + sd[2] ** 2 * np.eye(10)
+        mean = z @ fit.fixed_effects()["estimate"].to_numpy()
+        for _, rows in frame[fold == held].groupby("Subject", observed=True):
+            expected += stats.multivariate_normal(mean, covariance).logpdf(rows["Reaction"].to_numpy())
+    assert example.held_out("linear", example.load(), 2) == pytest.approx(expected, abs=1e-3)
