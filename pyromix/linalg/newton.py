@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from pyromix.errors import NumericalError
 
-DECREMENT = 1e-17  # of g^T A^-1 g: the gap in value is half of it, the relative error of a gradient its square root
+DECREMENT = 1e-20  # of g^T A^-1 g; log|A| and gradients are off by its square root, in standard deviations
 FLOOR = 1e-9  # relative decrement below which a value cannot be trusted to show the improvement
 ROUNDING = 1e-12  # relative loss of value that is put down to rounding there
 MAX_STEPS = 100
