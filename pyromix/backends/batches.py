@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,18 +29,20 @@ FEWEST_GROUPS = 5  # below, none is held out
 REMEDY = "Training(batch_groups=None, validation=0) trains on all rows at once"
 
 
-@dataclass(frozen=True)
 class Units:
     """Row -> unit, (n,), and their number."""
 
-    of_row: np.ndarray
-    count: int
+    def __init__(self, of_row: np.ndarray, count: int) -> None:
+        self.of_row, self.count = of_row, count
+        self._by_unit = np.argsort(of_row, kind="stable")
+        self._sizes = np.bincount(of_row, minlength=count)
+        self._ends = np.cumsum(self._sizes)
 
     def rows(self, chosen: np.ndarray) -> np.ndarray:
-        """Positions of the rows in the chosen units, in row order."""
-        wanted = np.zeros(self.count, dtype=bool)
-        wanted[chosen] = True
-        return np.flatnonzero(wanted[self.of_row])
+        """Positions of the rows in the chosen units, in row order; the cost is that of these rows."""
+        sizes = self._sizes[chosen]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return np.sort(self._by_unit[np.repeat(self._ends[chosen] - sizes, sizes) + within])
 
 
 def independent_units(plan: Plan) -> Units:
@@ -180,8 +181,11 @@ class Split:
         elif not crossed and (batch_groups is not None or len(self.train_rows) > FULL_BATCH_ROWS):
             batch = min(batch_groups or BATCH_GROUPS, batch)
         self.batches = math.ceil(len(self.train) / batch)
+        self._order: tuple[int, np.ndarray] = (-1, self.train)
 
     def batch(self, epoch: int, position: int) -> np.ndarray:
         """The groups of one batch of an epoch."""
-        order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.train)
-        return np.array_split(order, self.batches)[position]
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self.seed, 1, epoch]).permutation(self.train))
+        bounds = [len(self.train) * k // self.batches for k in (position, position + 1)]
+        return self._order[1][slice(*bounds)]

@@ -43,8 +43,9 @@ def digest(batch_groups: int, checkpoint: Path | None) -> str:
         eta = eta + pmx.RandomEffect("g", pmx.IID(), levels=12)(data["g"])
         pmx.observe("y", pmx.Gaussian(), eta, data["y"])
 
-    training = pmx.Training(epochs=15, batch_groups=batch_groups, checkpoint_every=0.0, schedule="plateau", patience=15)
-    backend = pmx.MaximumLikelihood(pmx.Laplace(), training=training, checkpoint=checkpoint)
+    training = pmx.Training(epochs=10, batch_groups=batch_groups, checkpoint_every=0.0, schedule="plateau", patience=10)
+    marginal = pmx.Laplace() if batch_groups == 12 else None  # with all rows at once, modes start from the last ones
+    backend = pmx.MaximumLikelihood(marginal, training=training, checkpoint=checkpoint)
     estimate = backend.estimate(program, (data,), seed=3, progress=False)
     sha = hashlib.sha256()
     for value in [*module.state_dict().values(), *(estimate.point[name] for name in sorted(estimate.point))]:

@@ -17,7 +17,7 @@ import torch
 
 import pyromix as pmx
 from pyromix.backends import training as training_module
-from pyromix.backends.batches import Split, Subsets, independent_units, subset
+from pyromix.backends.batches import Split, Subsets, Units, independent_units, subset
 from pyromix.backends.maximum_likelihood import Search
 from pyromix.backends.trainer import Trainer
 from pyromix.marginal.plan import make_plan
@@ -354,6 +354,23 @@ def test_first_step_is_adams_first_step() -> None:
     trainer._step()
     for old, new, gradient in zip(before, module.parameters(), gradients, strict=True):
         torch.testing.assert_close(new - old, 1e-3 * gradient.sign(), rtol=1e-4, atol=1e-8)
+
+
+def test_losses_of_an_epochs_batches_average_to_the_whole() -> None:
+    data, program = simulate(), neural(network())
+    search, trainer = prepared(program, data, lr=1e-12, validation=0.0, batch_groups=6, epochs=2)
+    record = run(program, (data,), search.chart.values(torch.from_numpy(search.objective.origin)))
+    whole = -float(search.bound.log_marginal(record).detach()) / 240
+    losses = [trainer._step()[0] for _ in range(5)]
+    assert np.mean(losses) == pytest.approx(whole, rel=1e-7)
+    assert np.std(losses) > 1e-3
+
+
+def test_rows_of_units() -> None:
+    rng = np.random.default_rng(0)
+    units = Units(rng.integers(0, 9, 50), 10)  # the last has none
+    for chosen in (np.array([3]), np.array([8, 0, 9]), np.arange(10), np.array([], dtype=int)):
+        assert units.rows(chosen).tolist() == np.flatnonzero(np.isin(units.of_row, chosen)).tolist()
 
 
 def test_penalised_training_adds_the_priors() -> None:
