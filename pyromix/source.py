@@ -34,7 +34,8 @@ def program_source(composition: Composition, design: Any, formula: str) -> str:
     terms = []
     if labels:
         columns = "design.x" if composition.network is None else "design.x[:, :1]"
-        terms.append(f"pmx.LinearEffect({_call('beta', composition.linear)}\n        labels={labels!r},\n    )({columns})")
+        call = _call("beta", composition.linear)
+        terms.append(f"pmx.LinearEffect({call}\n        labels={labels!r},\n    )({columns})")
     if composition.network is not None:
         if getattr(composition.network, "categorical", ()):
             lines.append("    from pyromix.composition import network_inputs")

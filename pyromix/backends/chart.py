@@ -1,7 +1,7 @@
 r"""Hyper-parameters as one flat unconstrained vector.
 
-Two charts serve two ends. The optimiser's chart has to reach boundaries: an SD that may vanish is :math:`|t|`, so zero is an
-interior point, and linear coefficients are rotated and scaled to unit curvature. The reporting chart
+Two charts serve two ends. The optimiser's chart has to reach boundaries: an SD that may vanish is :math:`|t|`, so zero
+is an interior point, and linear coefficients are rotated and scaled to unit curvature. The reporting chart
 (`natural_chart`) is the plain bijection of each support, the scale on which a normal approximation is stated.
 """
 

@@ -91,7 +91,8 @@ def _convergence(optimum: Optimum) -> list[HealthRecord]:
                 round(float(np.sqrt(max(optimum.decrement, 0.0))), 8),
                 float(np.sqrt(CONVERGED)),
                 f"scaled gradient, largest in coordinate {worst}",
-                "The optimum was not reached: rescale predictors, raise max_evaluations, or simplify the random effects.",
+                "The optimum was not reached: rescale predictors, raise max_evaluations, or simplify the random "
+                "effects.",
             )
         )
     if optimum.hessian is not None and len(optimum.t):
@@ -176,7 +177,8 @@ def _separation(search: Search, point: Mapping[str, torch.Tensor], record: Recor
                     round(float(point[name][k]), 3),
                     SEPARATED,
                     labels[k],
-                    "This predictor (nearly) separates the classes, so its coefficient and standard error mean nothing; give it a prior and use criterion='map'.",
+                    "This predictor (nearly) separates the classes, so its coefficient and standard error mean "
+                    "nothing; give it a prior and use criterion='map'.",
                 )
             )
     return out

@@ -21,8 +21,8 @@ DEGENERATE = 1e-4  # distance from the boundary, on the chart, within which a co
 class PointCovariance(Mapping[str, torch.Tensor]):
     """Site -> covariance of its flattened value; computed when first asked for.
 
-    Coordinates on the boundary (a zero SD, a perfect correlation) are held there: their own entries are NaN, and the others are
-    conditional on them.
+    Coordinates on the boundary (a zero SD, a perfect correlation) are held there: their own entries are NaN, and the
+    others are conditional on them.
     """
 
     def __init__(
@@ -116,15 +116,16 @@ def point_sampler(
     covariance: Any,
     out: tuple[str, ...],
 ) -> Callable[[int, int], Draws]:
-    """Draws from the stated approximation: hyper-parameters normal on their natural chart, random effects given the estimates.
+    """Draws from the stated approximation: hyper-parameters normal on their natural chart, effects given the estimates.
 
-    Random effects are drawn from their conditional distribution at the estimated variances, and follow the drawn coefficients.
-    Coefficients that were profiled or integrated out are drawn from ``N(beta, (X^T V^-1 X)^-1)``.
+    Random effects are drawn from their conditional distribution at the estimated variances, and follow the drawn
+    coefficients. Coefficients that were profiled or integrated out are drawn from ``N(beta, (X^T V^-1 X)^-1)``.
 
     Parameters
     ----------
     covariance
-        Has `natural` (covariance on the natural chart of the sites not in `out`) and, by item, that of the sites in `out`.
+        Has `natural` (covariance on the natural chart of the sites not in `out`) and, by item, that of the sites in
+        `out`.
     """
 
     def draw(n: int, seed: int) -> Draws:

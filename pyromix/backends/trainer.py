@@ -281,7 +281,8 @@ class Trainer:
             if all(weight.grad is None for weight in module.parameters()):
                 raise UnsupportedError(
                     f"NeuralEffect({site!r}): the likelihood does not depend on the module's own weights; with prior= "
-                    "they are hyper-parameters, to be sampled with NUTS. Here use prior=None and Training(weight_decay=...)."
+                    "they are hyper-parameters, to be sampled with NUTS. Here use prior=None and "
+                    "Training(weight_decay=...)."
                 )
 
     # -- state -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 r"""Gaussian systems of grouped effects: :math:`A = \Lambda^T Z^T W Z \Lambda + I`.
 
-Effects are spherical (:math:`u = \Lambda b`, :math:`b \sim N(0, I)`), so a zero SD is an ordinary value. Everything that
-does not depend on the rows is kept as *pair blocks*: for two terms, one small block per pair of levels that occur
+Effects are spherical (:math:`u = \Lambda b`, :math:`b \sim N(0, I)`), so a zero SD is an ordinary value. Everything
+that does not depend on the rows is kept as *pair blocks*: for two terms, one small block per pair of levels that occur
 together. The term with the most effects is block diagonal and is eliminated first; what remains is a complement
 (`pyromix.linalg.sparse`). A level pattern is analysed once, then factored for any W and any factors L.
 """

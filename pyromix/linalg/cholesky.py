@@ -1,7 +1,7 @@
 """Cholesky factors of many small matrices at once.
 
-LAPACK pays a call per matrix; for blocks of a few effects it is an order of magnitude cheaper to run the recurrence over
-columns with every level in one vector. All arrays are float64 of shape (levels, q, q).
+LAPACK pays a call per matrix; for blocks of a few effects it is an order of magnitude cheaper to run the recurrence
+over columns with every level in one vector. All arrays are float64 of shape (levels, q, q).
 """
 
 from __future__ import annotations
@@ -82,6 +82,6 @@ def _check(pivots: np.ndarray) -> None:
     if bad.any():
         level = int(np.argmax(bad))
         raise NumericalError(
-            f"block {level} of {len(pivots)} is not positive definite (smallest pivot {pivots[level]:.3g}): the curvature "
-            "there is not that of a maximum."
+            f"block {level} of {len(pivots)} is not positive definite (smallest pivot {pivots[level]:.3g}): the "
+            "curvature there is not that of a maximum."
         )

@@ -176,7 +176,7 @@ class BlockComplement(AbstractComplement):
 
 
 class SparseComplement(AbstractComplement):
-    """Sparse Cholesky through SuperLU in its symmetric mode; the inverse on the factor's pattern by Takahashi's rule."""
+    """Sparse Cholesky by SuperLU in its symmetric mode; the inverse on the factor's pattern by Takahashi's rule."""
 
     def __init__(self, matrix: sp.sparray) -> None:
         symmetric = {"SymmetricMode": True}

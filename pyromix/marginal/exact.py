@@ -6,8 +6,8 @@ With :math:`y = \eta_0 + X\beta + Z\Lambda b + e`, :math:`b \sim N(0, I)`, :math
 .. math:: -2 \log p(y) = \sum_i \log(2\pi\sigma_i^2) + \log|A| + \min_b \{ (y-\eta)^T W (y-\eta) + b^T b \}.
 
 Coefficients may be maximised over (``profile``, maximum likelihood in closed form) or integrated over a flat prior
-(``integrate``, restricted likelihood), which adds :math:`\log|X^T V^{-1} X| - p \log 2\pi`: Bates, Maechler, Bolker and Walker (2015),
-equations 34 and 41. The random effects enter only through cross products, so with one residual SD and a
+(``integrate``, restricted likelihood), which adds :math:`\log|X^T V^{-1} X| - p \log 2\pi`: Bates, Maechler, Bolker and
+Walker (2015), equations 34 and 41. The random effects enter only through cross products, so with one residual SD and a
 linear mean an evaluation does not touch the rows.
 """
 
@@ -60,13 +60,13 @@ class Exact(AbstractMarginal):
         family = type(role.family).__name__
         if role.family.gaussian_sd(**role.dispersion) is None:
             raise UnsupportedError(
-                f"Exact() needs a Gaussian response with identity link; {plan.response!r} is {role.family!r}. Use Laplace() "
-                "or GaussHermite()."
+                f"Exact() needs a Gaussian response with identity link; {plan.response!r} is {role.family!r}. Use "
+                "Laplace() or GaussHermite()."
             )
         if not plan.affine:
             raise UnsupportedError(
-                f"Exact(): the predictor of {plan.response!r} ({family}) is not affine in {', '.join(plan.latents)}; use "
-                "Laplace(), which takes effects anywhere in the program for one grouping factor."
+                f"Exact(): the predictor of {plan.response!r} ({family}) is not affine in {', '.join(plan.latents)}; "
+                "use Laplace(), which takes effects anywhere in the program for one grouping factor."
             )
         if plan.moving:
             return self._moving(plan)
@@ -76,8 +76,8 @@ class Exact(AbstractMarginal):
         """Row designs with weights of their own: cross products cannot be kept, and Laplace is exact here."""
         if self.coefficients != "keep":
             raise UnsupportedError(
-                f"Exact(coefficients={self.coefficients!r}): the row design of a random effect depends on hyper-parameters; "
-                "keep the coefficients as hyper-parameters."
+                f"Exact(coefficients={self.coefficients!r}): the row design of a random effect depends on "
+                "hyper-parameters; keep the coefficients as hyper-parameters."
             )
         return BoundLaplace(plan)
 
@@ -100,8 +100,8 @@ class _Solution:
     """One evaluation.
 
     ``b`` are the spherical effects, ``b_x`` is ``A^-1 Lambda^T Z^T W X``, ``beta`` the coefficients on the orthonormal
-    basis, less their least squares values; ``schur`` is ``X^T V^-1 X`` on that basis; ``scale`` the residual SD that the
-    moments leave out; ``scaled`` the factors divided by it.
+    basis, less their least squares values; ``schur`` is ``X^T V^-1 X`` on that basis; ``scale`` the residual SD that
+    the moments leave out; ``scaled`` the factors divided by it.
     """
 
     value: float
@@ -145,7 +145,7 @@ class BoundExact(BoundMarginal):
         return _ExactFunction.apply(self, eta, role.family.gaussian_sd(**role.dispersion), *tril)  # type: ignore
 
     def coefficients_at(self, record: Record) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Estimate and covariance ``(X^T V^-1 X)^-1`` of each coefficient vector that was profiled or integrated out."""
+        """Estimate and covariance ``(X^T V^-1 X)^-1`` of each coefficient vector profiled or integrated out."""
         estimate, covariance = self.joint_coefficients(record)
         out, start = {}, 0
         for name, width in self.widths.items():

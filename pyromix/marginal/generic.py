@@ -1,8 +1,9 @@
 r"""Laplace's approximation for random effects anywhere in a program, for one grouping factor.
 
 Given the hyper-parameters the groups are independent, so the Hessian of the log joint density in all effects is block
-diagonal, and q Hessian-vector products (one per effect in a group) give every block at once. One Newton step attached to
-the graph at the mode gives the mode's derivative (implicit function theorem), so the approximation has exact gradients.
+diagonal, and q Hessian-vector products (one per effect in a group) give every block at once. One Newton step attached
+to the graph at the mode gives the mode's derivative (implicit function theorem), so the approximation has exact
+gradients.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class BoundGeneric(BoundMarginal):
         )
         if not one_factor:
             raise UnsupportedError(
-                f"Laplace(): the predictor is not affine in {', '.join(plan.latents)}, and they belong to more than one "
-                "grouping factor. Sample the program with NUTS, or let the effects enter the predictor additively."
+                f"Laplace(): the predictor is not affine in {', '.join(plan.latents)}, and they belong to more than "
+                "one grouping factor. Sample the program with NUTS, or let the effects enter the predictor additively."
             )
         self.plan, self.program, self.args, self.levels = plan, program, args, levels
         self.widths = [term.q for term in plan.layout.terms]
@@ -140,7 +141,7 @@ class _Point:
         hessian = self.bound.hessian(self._gradient, self.b, graph=False).detach()
         gradient = self._gradient.detach()
         values, vectors = torch.linalg.eigh(hessian)
-        # Where the density is not concave, climb along the eigenvectors with the curvature's size (at least the prior's).
+        # Where the density is not concave, climb along eigenvectors with the curvature's size (at least the prior's).
         step = (vectors @ ((vectors.mT @ gradient[..., None]) / values.abs().clamp(min=1.0)[..., None]))[..., 0]
         if bool((values > 0).all()):
             step = torch.linalg.solve(hessian, gradient[..., None])[..., 0]

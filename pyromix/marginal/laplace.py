@@ -4,10 +4,11 @@ With spherical effects :math:`u = \Lambda b` and :math:`F(b) = \ell(\eta_0 + Z\L
 
 .. math:: \log p(y) \approx F(\hat b) - \tfrac12 \log|A|, \quad A = \Lambda^T Z^T W Z \Lambda + I,
 
-at the mode :math:`\hat b`, with the *observed* weights :math:`W = -\ell''` (as TMB and glmmTMB; lme4 takes expected ones
-for links that are not canonical). The gradient is exact: with :math:`s = \ell'`, :math:`h = diag(Z\Lambda A^{-1}\Lambda^T Z^T)`,
-:math:`c = -\tfrac12 h W'` and :math:`v = A^{-1}\Lambda^T Z^T c`, it is :math:`s + c - W Z\Lambda v` in the predictor, and the other
-parts follow from the same three vectors (Skaug and Fournier, 2006, in closed form for this class).
+at the mode :math:`\hat b`, with the *observed* weights :math:`W = -\ell''` (as TMB and glmmTMB; lme4 takes expected
+ones for links that are not canonical). The gradient is exact: with :math:`s = \ell'`,
+:math:`h = diag(Z\Lambda A^{-1}\Lambda^T Z^T)`, :math:`c = -\tfrac12 h W'` and :math:`v = A^{-1}\Lambda^T Z^T c`, it is
+:math:`s + c - W Z\Lambda v` in the predictor, and the other parts follow from the same three vectors (Skaug and
+Fournier, 2006, in closed form for this class).
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ def make_plan(program: Program, args: tuple[Any, ...], seed: int = 0) -> Plan:
     if base.plain:
         names = ", ".join(sorted(base.plain))
         raise UnsupportedError(
-            f"sites without a pyromix role ({names}) cannot be maximised or integrated out; write them as RandomEffect, "
-            "LinearEffect or hyper-parameters, or sample them with NUTS."
+            f"sites without a pyromix role ({names}) cannot be maximised or integrated out; write them as "
+            "RandomEffect, LinearEffect or hyper-parameters, or sample them with NUTS."
         )
     values = {name: site.value for name, site in base.hypers.items()}
     weight = data.weights
@@ -116,13 +116,14 @@ def data_of(record: Record) -> Data:
     """The program's one observation."""
     if len(record.data) > 1:
         raise UnsupportedError(
-            f"the program observes {len(record.data)} responses ({', '.join(record.data)}); the marginalisers take one. "
-            "Sample it with NUTS, or fit the responses one by one."
+            f"the program observes {len(record.data)} responses ({', '.join(record.data)}); the marginalisers take "
+            "one. Sample it with NUTS, or fit the responses one by one."
         )
     (site,) = record.data.values()
     if site.role.eta.dim() != 1:
         raise UnsupportedError(
-            f"observe({site.name!r}): eta has shape {tuple(site.role.eta.shape)}; the marginalisers take one predictor a row."
+            f"observe({site.name!r}): eta has shape {tuple(site.role.eta.shape)}; the marginalisers take one "
+            "predictor a row."
         )
     return site.role
 
