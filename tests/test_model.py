@@ -461,4 +461,5 @@ def test_a_backend_is_an_instance_of_one(backend: Any) -> None:
 
 
 def test_repr_says_what_it_is() -> None:
-    assert repr(pmx.model("y ~ x + (1 | g)", frame())) == "<Model 'y ~ x + (1 | g)': Gaussian(link='identity'), 120 rows>"
+    model = pmx.model("y ~ x + (1 | g)", frame())
+    assert repr(model) == "<Model 'y ~ x + (1 | g)': Gaussian(link='identity'), 120 rows>"

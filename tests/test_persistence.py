@@ -126,11 +126,13 @@ CASES = {
     "offset array": Case(formula("y ~ x + (1 | g)", offset=frame()["o"].to_numpy()), new=lambda: None),
     "offset column": Case(formula("y ~ x + (1 | g)", offset="o")),
     "dropped rows": Case(
-        lambda: pmx.model("y ~ x + (1 | g)", frame().assign(x=frame()["x"].mask(frame()["x"] > 1.5)), missing="drop").fit(
-            **QUIET
-        )
+        lambda: pmx.model(
+            "y ~ x + (1 | g)", frame().assign(x=frame()["x"].mask(frame()["x"] > 1.5)), missing="drop"
+        ).fit(**QUIET)
     ),
-    "functions": Case(formula("y ~ cube(x) + (1 | g)", functions={"cube": cube}), lambda: {"functions": {"cube": cube}}),
+    "functions": Case(
+        formula("y ~ cube(x) + (1 | g)", functions={"cube": cube}), lambda: {"functions": {"cube": cube}}
+    ),
     "network": Case(formula("y ~ x + o + c + (1 | g)", backend=SHORT, mean=network()), lambda: {"module": network()}),
     "program": Case(
         lambda: pmx.fit(by_hand, tensors(), **QUIET),

@@ -300,7 +300,7 @@ MALFORMED = [
     ("y ~ ``", "not closed, or is empty"),
     ("y ~ C(x, 'a)", "not closed"),
     ("y ~ logg(x)", "'logg'; did you mean 'log'"),
-    *((f"y ~ x + {word}", "keyword") for word in ("lambda", "if", "else", "for", "in", "is", "and", "or", "not", "await")),
+    *((f"y ~ x + {word}", "keyword") for word in "lambda if else for in is and or not await".split()),
     ("y ~ class(x)", "keyword"),
     ("y ~ None", "None"),
 ]

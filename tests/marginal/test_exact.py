@@ -88,7 +88,7 @@ def test_chibs_identity():
 
 
 def _precision(case, record):
-    data, n = case.args[0], len(case.args[0]["y"])
+    n = len(case.args[0]["y"])
     z, prior = [], []
     for site in record.latents.values():
         levels, q = site.fn.event_shape

@@ -35,7 +35,8 @@ def test_initialize_model(family, marginal):
     point = {name: value.detach().clone().requires_grad_(True) for name, value in initial.items()}
     energy = potential(point)
     energy.backward()
-    values = {name: transforms[name].inv(point[name].detach()) if name in transforms else point[name].detach() for name in point}
+    values = {name: value.detach() for name, value in point.items()}
+    values |= {name: transform.inv(values[name]) for name, transform in transforms.items()}
     record = run(case.program, case.args, values)
     expected = marginal.prepare(case.program, case.args).log_marginal(record) + record.log_prior()
     for name, transform in transforms.items():

@@ -130,7 +130,8 @@ class Reference:
 
 def r_name(name: str) -> str:
     """A coefficient's name in R's spelling: no brackets of factor levels, parts of interactions in one order."""
-    name = re.sub(r"\[(T\.)?(.*?)\]", r"\2", name).replace("(Intercept)", "Intercept").replace("**", "^").replace(" ", "")
+    name = re.sub(r"\[(T\.)?(.*?)\]", r"\2", name)
+    name = name.replace("(Intercept)", "Intercept").replace("**", "^").replace(" ", "")
     return ":".join(sorted(name.split(":")))
 
 

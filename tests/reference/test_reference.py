@@ -93,7 +93,7 @@ def compare_modes(case: Reference, fit: pmx.Fit) -> None:
         columns = [r_name(name) for name in told["terms"]]
         mode = modes.loc[told["level"], columns].to_numpy()
         expected = np.asarray(told["value"], dtype=float)
-        sd = np.asarray(told["cond_sd"], dtype=float) if "cond_sd" in told else sds.loc[told["level"], columns].to_numpy()
+        sd = np.asarray(told.get("cond_sd", sds.loc[told["level"], columns]), dtype=float)
         assert (np.abs(mode - expected) <= 1e-3 * sd + 1e-9).all(), f"{group}: {mode} is not {expected}"
         # with a link that is not canonical, glmer's conditional SDs come from expected, not observed, information
         if "cond_sd" in told and getattr(case.family.link, "name", "") not in ("probit", "cloglog"):
