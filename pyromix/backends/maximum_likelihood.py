@@ -35,17 +35,19 @@ CONVERGED = 1e-6  # decrement: twice the log-likelihood still to be gained
 class MaximumLikelihood(AbstractBackend):
     r"""Point estimates of hyper-parameters and network weights from the marginal likelihood.
 
-    Without networks: BFGS with exact gradients on a chart where every coordinate is about one standard error long, started from the
-    joint mode of coefficients and effects. With networks: Adam, then BFGS on the hyper-parameters (`pyromix.Training`).
+    Without networks: BFGS with exact gradients on a chart where every coordinate is about one standard error long,
+    started from the joint mode of coefficients and effects. With networks: Adam, then BFGS on the hyper-parameters
+    (`pyromix.Training`).
 
     Parameters
     ----------
     marginal
-        How random effects are integrated out: `pyromix.Exact`, `pyromix.Laplace` or `pyromix.GaussHermite`; by default exact for
-        Gaussian responses with identity link, Laplace for everything else.
+        How random effects are integrated out: `pyromix.Exact`, `pyromix.Laplace` or `pyromix.GaussHermite`; by default
+        exact for Gaussian responses with identity link, Laplace for everything else.
     criterion
-        ``"ml"``; ``"reml"``, which integrates the linear coefficients over a flat prior (Gaussian responses, linear mean);
-        ``"map"``, which adds the log priors (densities of the hyper-parameters as they are declared: no Jacobian).
+        ``"ml"``; ``"reml"``, which integrates the linear coefficients over a flat prior (Gaussian responses, linear
+        mean); ``"map"``, which adds the log priors (densities of the hyper-parameters as they are declared: no
+        Jacobian).
     max_evaluations
         Limit on quasi-Newton iterations.
     tolerance
@@ -57,8 +59,8 @@ class MaximumLikelihood(AbstractBackend):
 
     Notes
     -----
-    Standard errors: for Gaussian responses :math:`(X^T V^{-1} X)^{-1}` at the estimated variances (as lme4), otherwise the
-    observed information of all hyper-parameters (as glmmTMB, and glmer).
+    Standard errors: for Gaussian responses :math:`(X^T V^{-1} X)^{-1}` at the estimated variances (as lme4), otherwise
+    the observed information of all hyper-parameters (as glmmTMB, and glmer).
     """
 
     def __init__(
@@ -73,7 +75,8 @@ class MaximumLikelihood(AbstractBackend):
     ) -> None:
         if marginal is not None and not isinstance(marginal, AbstractMarginal):
             raise ConfigError(
-                f"MaximumLikelihood(marginal={marginal!r}): pass an instance of Exact, Laplace or GaussHermite, or None."
+                f"MaximumLikelihood(marginal={marginal!r}): pass an instance of Exact, Laplace or GaussHermite, or "
+                "None."
             )
         if criterion not in CRITERIA:
             allowed = ", ".join(map(repr, CRITERIA))
@@ -113,8 +116,8 @@ class MaximumLikelihood(AbstractBackend):
         if self.criterion == "reml":
             if not isinstance(marginal, Exact) or not plan.linear or plan.modules or plan.moving:
                 raise UnsupportedError(
-                    "MaximumLikelihood(criterion='reml'): restricted likelihood integrates linear coefficients of a Gaussian "
-                    f"response with identity link; this program observes {role.family!r}"
+                    "MaximumLikelihood(criterion='reml'): restricted likelihood integrates linear coefficients of a "
+                    f"Gaussian response with identity link; this program observes {role.family!r}"
                     f"{' through a network' if plan.modules else ''}. Use criterion='ml'."
                 )
             return Exact("integrate")
@@ -212,8 +215,8 @@ class Search:
         optimum = maximise(objective, max_evaluations=backend.max_evaluations, tolerance=tolerance, progress=progress)
         if not np.isfinite(optimum.loss) or optimum.loss >= 1e9:
             raise NumericalError(
-                f"the likelihood could not be computed at the start ({objective.failure}); check the data's scale, or give "
-                "priors or starting values."
+                f"the likelihood could not be computed at the start ({objective.failure}); check the data's scale, or "
+                "give priors or starting values."
             )
         if newton or optimum.decrement > CONVERGED:
             optimum = polish(objective, optimum)

@@ -142,8 +142,8 @@ class Design:
         data
             A pandas DataFrame, a mapping of one-dimensional arrays, or an object with ``to_pandas()``. Never changed.
         family
-            A family, whose ``check_response(y, trials, describe, name)`` is called if it has one and whose ``has_residual``
-            says whether group counts are limited by the residual. None stands for a Gaussian response.
+            A family, whose ``check_response(y, trials, describe, name)`` is called if it has one and whose
+            ``has_residual`` says whether group counts are limited by the residual. None stands for a Gaussian response.
         offset
             Added to the predictor: a Series (aligned by label), an array (by position) or a column name.
         precision_weights

@@ -40,8 +40,8 @@ class Conditional:
 class AbstractMarginal(ABC):
     r"""Integrates the random effects out of a program: :math:`\log \int p(y \mid u, \theta)\, p(u \mid \theta)\, du`.
 
-    A marginaliser is `bind`: given the plan of a program on its data it returns a `BoundMarginal`. Calling it on a program gives a
-    program without the random effects, whose density every Pyro algorithm can use.
+    A marginaliser is `bind`: given the plan of a program on its data it returns a `BoundMarginal`. Calling it on a
+    program gives a program without the random effects, whose density every Pyro algorithm can use.
     """
 
     @abstractmethod

@@ -1,7 +1,7 @@
 r"""Gauss-Hermite quadrature of the marginal likelihood, for one grouping factor.
 
-Each group's integral over its q spherical effects is taken on a tensor grid centred at the mode :math:`\hat b` and scaled
-by the curvature :math:`A = R R^T` there (Liu and Pierce, 1994; Pinheiro and Bates, 1995):
+Each group's integral over its q spherical effects is taken on a tensor grid centred at the mode :math:`\hat b` and
+scaled by the curvature :math:`A = R R^T` there (Liu and Pierce, 1994; Pinheiro and Bates, 1995):
 
 .. math:: \int g(b)\,db \approx 2^{q/2} |R|^{-1} \sum_m w_m e^{|x_m|^2} g(\hat b + \sqrt2 R^{-T} x_m).
 
@@ -60,8 +60,8 @@ class GaussHermite(AbstractMarginal):
         size = sum(term.q for term in terms)
         if size > MAX_EFFECTS:
             raise UnsupportedError(
-                f"GaussHermite(): {names} have {size} effects a group, {self.nodes}^{size} nodes; at most {MAX_EFFECTS} "
-                "are supported. Use Laplace()."
+                f"GaussHermite(): {names} have {size} effects a group, {self.nodes}^{size} nodes; at most "
+                f"{MAX_EFFECTS} are supported. Use Laplace()."
             )
         if not plan.affine:
             raise UnsupportedError(
