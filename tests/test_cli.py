@@ -454,6 +454,10 @@ def test_numbers_and_words(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frame["f"], [0.5, 1000.0, -np.inf, np.nan])
     assert frame["w"].tolist()[:3] == ["a", "b", "a"] and frame["w"].isna().tolist() == [False, False, False, True]
     assert frame["m"].tolist() == ["0", "1", "3+", "3+"]  # many words among numbers: labels
+    frame, _ = frame_of(tmp_path, "x\n12345678901234567890123\n0.5\n", set())
+    assert frame["x"].tolist() == [12345678901234567890123.0, 0.5]
+    frame, _ = frame_of(tmp_path, "x\n12345678901234567890123\n-7\n", set())
+    assert frame["x"].tolist() == [12345678901234567890123.0, -7.0]  # too long for an integer type
 
 
 def test_semicolons_and_decimal_commas(tmp_path: Path) -> None:

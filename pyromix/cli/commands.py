@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _ROW = re.compile(r"\brow (\d+) \(position \d+\)")
 _COLUMN = re.compile(r"^column '([^']+)'")
-_OPTION = re.compile(r"\b(missing|new_groups|criterion|offset|precision_weights|frequency_weights)='([^']*)'")
+_OPTION = re.compile(r"(?<![\w(])(missing|new_groups|criterion|offset|precision_weights|frequency_weights)='([^']*)'")
 
 
 def fit(arguments: Namespace) -> int:
