@@ -11,6 +11,7 @@ from pyro.distributions import Distribution
 
 from pyromix.covariances import Covariance
 from pyromix.effects import LinearEffect, NeuralEffect, RandomEffect
+from pyromix.errors import ConfigError
 from pyromix.families import AbstractFamily
 from pyromix.program import observe
 
@@ -91,11 +92,23 @@ def linear_columns(design: Any, network: torch.nn.Module | None) -> tuple[torch.
 def network_inputs(design: Any, network: torch.nn.Module) -> Inputs:
     """What a neural mean is given: the columns (n, k), or a dict with the codes of those it declares as categorical.
 
-    Columns of a declared category are left out of ``numeric``.
+    Indicator columns of the declared categories are left out of ``numeric``; those of other categories stay in it.
     """
     inputs = design.inputs()
     declared = tuple(getattr(network, "categorical", ()) or ())
     if not declared:
         return inputs["numeric"]
-    keep = [k for k, numeric in enumerate(inputs["is_numeric"]) if numeric]
+    unknown = sorted(set(declared) - set(inputs["codes"]))
+    if unknown:
+        known = ", ".join(sorted(inputs["codes"])) or "none"
+        raise ConfigError(
+            f"mean: the module declares the categorical column {unknown[0]!r}, which the formula's fixed part does not "
+            f"have as a category (it has: {known}); add it to the formula, or take it out of the module."
+        )
+    keep = [k for k, factors in enumerate(inputs["factors"]) if not _covered(factors, declared)]
     return {"numeric": inputs["numeric"][:, keep], **{name: inputs["codes"][name] for name in declared}}
+
+
+def _covered(factors: tuple[str, ...], declared: tuple[str, ...]) -> bool:
+    """Whether a column says nothing that the codes of the declared categories do not say."""
+    return len(factors) > 0 and all(factor in declared for factor in factors)

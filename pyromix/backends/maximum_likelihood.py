@@ -262,7 +262,7 @@ class Search:
         kept = sum(entry.size for entry in natural_chart(self.base.hypers).entries)
         return Estimate(
             kind="point",
-            inference=f"{self.backend.criterion.upper()}, {self.marginal!r}",
+            inference=f"{self.backend.criterion.upper()}, {self.marginal.label}",
             point={name: point[name] for name in self.base.hypers},
             latents=conditional.mode,
             latent_sd=conditional.sd,

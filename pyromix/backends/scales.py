@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.distributions import constraints
 
-from pyromix.backends.moments import variance_moments
 from pyromix.marginal.base import BoundMarginal
+from pyromix.marginal.moments import variance_moments
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.running import Program, Record, Site, run
 

@@ -80,6 +80,11 @@ class State:
         """For each column kept, whether no factor takes part in it."""
         return tuple(self.fixed.numeric_only[j] for j in self.kept)
 
+    @property
+    def involved(self) -> tuple[tuple[str, ...], ...]:
+        """For each column kept, the factors that take part in it."""
+        return tuple(self.fixed.involved[j] for j in self.kept)
+
     def raw(self) -> dict[str, np.ndarray]:
         """The raw columns by the user's names."""
         given = {c.name: c.given for c in self.columns.everything()}

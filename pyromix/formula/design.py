@@ -290,7 +290,8 @@ class Design:
         -------
         dict
             ``numeric`` (n, k) float64: the other columns of ``x``; ``names``: theirs; ``is_numeric``: for each, whether
-            no categorical predictor takes part in it; ``codes`` (n,) int64 and ``levels`` by categorical column.
+            no categorical predictor takes part in it; ``factors``: for each, those that do; ``codes`` (n,) int64 and
+            ``levels`` by categorical column.
         """
         assert self.state is not None
         start = 1 if self.has_intercept else 0
@@ -298,6 +299,7 @@ class Design:
             "numeric": self.x[:, start:],
             "names": self.columns[start:],
             "is_numeric": self.state.numeric_only[start:],
+            "factors": self.state.involved[start:],
             "codes": dict(self.codes),
             "levels": dict(self.levels),
         }

@@ -26,6 +26,8 @@ class ModelMatrix:
         Term name to its slice of the columns.
     numeric_only
         One flag a column: whether no factor takes part in it.
+    involved
+        For each column, the factors that take part in it.
     """
 
     def __init__(self, rhs: str, formula: Formula, functions: Mapping[str, Callable], data: Mapping[str, Any]) -> None:
@@ -45,6 +47,7 @@ class ModelMatrix:
             self.columns: tuple[str, ...] = name
             self.slices = {term: slice(0, 1) for term in name}
             self.numeric_only = tuple(False for _ in name)
+            self.involved: tuple[tuple[str, ...], ...] = tuple(() for _ in name)
 
     def __getstate__(self) -> dict[str, Any]:
         # what the builder learnt cannot be copied or stored; whoever holds the data calls `learn` again
@@ -76,10 +79,13 @@ class ModelMatrix:
         self.slices = {restore(name): part for name, part in self._info.term_name_slices.items()}
         kinds = {factor: info.type for factor, info in self._info.factor_infos.items()}
         flags = [False] * len(self.columns)
+        involved: list[tuple[str, ...]] = [()] * len(self.columns)
         for term, part in self._info.term_slices.items():
             flag = bool(term.factors) and all(kinds[factor] == "numerical" for factor in term.factors)
             flags[part] = [flag] * (part.stop - part.start)
-        self.numeric_only = tuple(flags)
+            factors = tuple(restore(f.name()) for f in term.factors if kinds[f] == "categorical")
+            involved[part] = [factors] * (part.stop - part.start)
+        self.numeric_only, self.involved = tuple(flags), tuple(involved)
 
     def categorical_terms(self) -> dict[str, tuple[str, ...]]:
         """Terms that cross two or more factors, with the names of these."""

@@ -56,6 +56,11 @@ class AbstractMarginal(ABC):
         """The program with its random effects integrated out."""
         return MarginalProgram(program, self)
 
+    @property
+    def label(self) -> str:
+        """What a summary calls it."""
+        return type(self).__name__
+
     def config(self) -> dict[str, Any]:
         """Class and constructor arguments as plain values; `pyromix.marginal.from_config` reads them back."""
         return {"class": type(self).__name__, **vars(self)}

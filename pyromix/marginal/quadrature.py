@@ -48,6 +48,11 @@ class GaussHermite(AbstractMarginal):
             raise ConfigError(f"GaussHermite(nodes={nodes!r}): nodes must be an integer from 1 to 350.")
         self.nodes, self.adaptive = nodes, bool(adaptive)
 
+    @property
+    def label(self) -> str:
+        kind = "adaptive Gauss-Hermite" if self.adaptive else "Gauss-Hermite"
+        return f"{kind}, {self.nodes} node{'s' if self.nodes > 1 else ''}"
+
     def bind(self, program: Program, args: tuple[Any, ...], plan: Plan) -> BoundMarginal:
         terms = plan.layout.terms
         index = [slot.index for term in terms for slot in term.slots]

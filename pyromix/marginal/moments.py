@@ -1,8 +1,9 @@
 r"""Variance components by moments, to start from: MINQUE(0).
 
-With residuals r, weights w and random columns :math:`z_k`, :math:`E\|Z_k^T w r\|^2 = \sigma^2 tr(Z_k^T w Z_k) + \sum_l \tau_l^2
-\|Z_k^T w Z_l\|_F^2`, a small linear system in the variances (Rao, 1971). For responses that are not Gaussian, r and w
-are the score and weight of the fit without random effects, on whose scale :math:`\sigma = 1`.
+With residuals r, weights w and random columns :math:`z_k`,
+:math:`E\|Z_k^T w r\|^2 = \sigma^2 tr(Z_k^T w Z_k) + \sum_l \tau_l^2 \|Z_k^T w Z_l\|_F^2`, a small linear system in
+the variances (Rao, 1971). For responses that are not Gaussian, r and w are the score and weight of the fit without
+random effects, on whose scale :math:`\sigma = 1`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pyromix.running import Record
 
 @dataclass(frozen=True)
 class Moments:
-    """Starting SDs: per term (q,), of the noise, and the sizes they are measured in; and the coefficients found on the way."""
+    """Starting SDs per term (q,) and of the noise, the sizes they are measured in, the coefficients found."""
 
     effects: Arrays
     noise: float
