@@ -167,8 +167,7 @@ def _separation(search: Search, point: Mapping[str, torch.Tensor], record: Recor
     out = []
     for name, design in search.plan.linear.items():
         labels = search.base.hypers[name].role.labels or tuple(str(k) for k in range(design.shape[1]))
-        spread = design.std(0)
-        reach = point[name] * torch.where(spread > 0, spread, torch.ones_like(spread))
+        reach = point[name] * _reach(design)
         for k in np.flatnonzero(reach.abs().numpy() > SEPARATED):
             out.append(
                 HealthRecord(
@@ -182,6 +181,13 @@ def _separation(search: Search, point: Mapping[str, torch.Tensor], record: Recor
                 )
             )
     return out
+
+
+def _reach(design: torch.Tensor) -> torch.Tensor:
+    """How far each column moves a row: its range where it has two values (a level), else its SD; 0 for constants."""
+    low, high = design.amin(0), design.amax(0)
+    two = ((design == low) | (design == high)).all(0)
+    return torch.where(two, high - low, design.std(0))
 
 
 def _laplace(search: Search, record: Record, log_likelihood: float) -> list[HealthRecord]:
