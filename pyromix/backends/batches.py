@@ -25,7 +25,7 @@ from pyromix.running import Program, run
 SAME_ROW = 1e-6  # relative: a row's predictor must not depend on which other rows are there (float32 networks too)
 FULL_BATCH_ROWS = 2000  # up to here all rows at once
 BATCH_GROUPS = 32
-FEWEST_GROUPS = 5  # below, none is held out
+FEWEST_HELD = 4  # a score of fewer groups says more of them than of the fit, so none is held out
 REMEDY = "Training(batch_groups=None, validation=0) trains on all rows at once"
 
 
@@ -166,11 +166,11 @@ class Split:
         if crossed:
             units = largest_factor(plan)
         order = np.random.default_rng([seed, 0]).permutation(units.count)
-        held = max(1, round(validation * units.count)) if validation else 0
-        if held and units.count < FEWEST_GROUPS:
+        held = round(validation * units.count)
+        if validation and held < FEWEST_HELD:
+            remedy = "Too few groups to hold that share out, so none was: training ran to the end of its schedule."
+            self.notes.append(("validation", held, FEWEST_HELD, remedy))
             held = 0
-            remedy = "Too few groups to hold any out: training ran to the end of its schedule."
-            self.notes.append(("validation", units.count, FEWEST_GROUPS, remedy))
         self.units = units
         self.held, self.train = np.sort(order[:held]), np.sort(order[held:])
         self.train_rows = units.rows(self.train)

@@ -29,7 +29,7 @@ from pyromix.running import Program, Record, Site, run
 CRITERIA = ("ml", "reml", "map")
 SNAP = 1e-2  # of a typical SD: below this, an SD of exactly zero is tried
 SNAP_LOSS = 1e-8  # log-likelihood that may be lost by it
-CONVERGED = 1e-6  # decrement: twice the log-likelihood still to be gained
+CONVERGED = 1e-8  # decrement: twice the log-likelihood still to be gained
 
 
 class MaximumLikelihood(AbstractBackend):
@@ -173,7 +173,7 @@ class Search:
             at += design.shape[1]
             if self.trained is None:
                 starts[name] = torch.from_numpy(estimate[part].copy())
-            rotations[name] = torch.linalg.cholesky(torch.from_numpy(covariance[part, part].copy()))
+            rotations[name] = _root(torch.from_numpy(covariance[part, part].copy()))
         return starts, rotations
 
     def _identified(self, linear: dict[str, torch.Tensor]) -> bool:
@@ -210,18 +210,28 @@ class Search:
     def estimate(self, progress: bool) -> Estimate:
         """Maximise and report."""
         backend, objective = self.backend, self.objective
-        newton = not isinstance(self.bound, BoundExact)  # the information is wanted anyway, and finishes the search
-        tolerance = backend.tolerance * (10 if newton else 1)
-        optimum = maximise(objective, max_evaluations=backend.max_evaluations, tolerance=tolerance, progress=progress)
+        optimum = self._climb(10 * backend.tolerance if self.newton else backend.tolerance, progress, None)
         if not np.isfinite(optimum.loss) or optimum.loss >= 1e9:
             raise NumericalError(
                 f"the likelihood could not be computed at the start ({objective.failure}); check the data's scale, or "
-                "give priors or starting values."
+                "give priors."
             )
-        if newton or optimum.decrement > CONVERGED:
-            optimum = polish(objective, optimum)
+        if optimum.decrement > CONVERGED and "iterations" not in optimum.message:
+            # flat or curved the wrong way on the path: go on, with a fresh model of the curvature
+            optimum = self._climb(backend.tolerance / 10, progress, optimum.t)
         optimum = self._snap(optimum)
         return self._report(optimum)
+
+    @property
+    def newton(self) -> bool:
+        """Whether the search ends with Newton steps: the information is wanted anyway where nothing is profiled."""
+        return not isinstance(self.bound, BoundExact)
+
+    def _climb(self, tolerance: float, progress: bool, start: np.ndarray | None) -> Optimum:
+        """BFGS, then Newton steps where they pay or are needed."""
+        limit = self.backend.max_evaluations
+        optimum = maximise(self.objective, max_evaluations=limit, tolerance=tolerance, progress=progress, start=start)
+        return polish(self.objective, optimum) if self.newton or optimum.decrement > CONVERGED else optimum
 
     def _snap(self, optimum: Optimum) -> Optimum:
         """Put SDs that are all but zero at zero, where that costs nothing."""
@@ -279,3 +289,10 @@ class Search:
             },
             state=LazyState(covariance),
         )
+
+
+def _root(covariance: torch.Tensor) -> torch.Tensor:
+    """An invertible root of a covariance that rounding may have made singular; it only sets the search's units."""
+    scale = covariance.diagonal().clamp(min=1e-300).sqrt()
+    values, vectors = torch.linalg.eigh(covariance / scale[:, None] / scale)
+    return scale[:, None] * vectors * values.clamp(min=1e-12).sqrt()

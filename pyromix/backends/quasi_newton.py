@@ -126,10 +126,12 @@ def make_chart(
     return Chart(entries), np.concatenate(units) if units else np.empty(0)
 
 
-def maximise(objective: Objective, *, max_evaluations: int, tolerance: float, progress: bool) -> Optimum:
-    """BFGS from the origin until the gradient, in standard errors, is below `tolerance`."""
+def maximise(
+    objective: Objective, *, max_evaluations: int, tolerance: float, progress: bool, start: np.ndarray | None = None
+) -> Optimum:
+    """BFGS from the origin, or `start`, until the gradient, in standard errors, is below `tolerance`."""
     size = objective.chart.size
-    start = np.zeros(size)
+    start = np.zeros(size) if start is None else start
     if size == 0:
         loss, gradient = objective(start)
         return Optimum(start, loss, gradient, np.eye(0), 1, "nothing to maximise", np.eye(0))

@@ -50,8 +50,8 @@ class Training:
     patience
         Epochs without improvement after which training stops; by default an eighth of the epochs. Needs `validation`.
     validation
-        Fraction of the groups held out of training to decide when to stop, in [0, 1); 0 for none. What is fitted after
-        training (the hyper-parameters) uses all of the data.
+        Fraction of the groups held out of training to decide when to stop, in [0, 1); 0 for none, and none where that
+        would be fewer than four. What is fitted after training (the hyper-parameters) uses all of the data.
     weight_decay
         Decay of the networks' weights, >= 0.
     max_time
