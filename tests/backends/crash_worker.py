@@ -22,6 +22,7 @@ import torch
 import torch._dynamo  # optimisers load it on first use, which every fork would repeat
 
 import pyromix as pmx
+import pyromix.backends.trainer  # loaded on first use otherwise, in every fork
 from pyromix.results import storage
 
 
@@ -43,7 +44,9 @@ def digest(batch_groups: int, checkpoint: Path | None) -> str:
         eta = eta + pmx.RandomEffect("g", pmx.IID(), levels=12)(data["g"])
         pmx.observe("y", pmx.Gaussian(), eta, data["y"])
 
-    training = pmx.Training(epochs=10, batch_groups=batch_groups, checkpoint_every=0.0, schedule="plateau", patience=10)
+    training = pmx.Training(
+        validation=0.35, epochs=10, batch_groups=batch_groups, checkpoint_every=0.0, schedule="plateau", patience=10
+    )
     marginal = pmx.Laplace() if batch_groups == 12 else None  # with all rows at once, modes start from the last ones
     backend = pmx.MaximumLikelihood(marginal, training=training, checkpoint=checkpoint)
     estimate = backend.estimate(program, (data,), seed=3, progress=False)

@@ -549,7 +549,7 @@ def test_a_killed_fit_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """Two of the kills hit the middle of a write."""
     found = crash(tmp_path, 5, seed=0, timeout=300)
     assert found["wrong"] == []
-    assert found["trials"] == 5 and found["resumed"] >= 3
+    assert found["trials"] == 5 and found["resumed"] >= 2  # those killed in a write, at least
 
 
 @pytest.mark.slow
