@@ -88,7 +88,7 @@ def _sleepstudy(models: list[Model], quick: bool) -> list[Run]:
     from pyromix.marginal import Exact, Laplace
 
     linear, neural = models
-    training = Training(lr=0.05, epochs=20 if quick else 600, validation=0.0)
+    training = Training(lr=0.1, epochs=20 if quick else 300, validation=0.0)
     return [
         _run("sleepstudy", "linear", "Exact, REML", linear, MaximumLikelihood(Exact(), "reml")),
         _run("sleepstudy", "linear", "Exact", linear, MaximumLikelihood(Exact())),
