@@ -7,13 +7,16 @@ is an interior point, and linear coefficients are rotated and scaled to unit cur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.distributions import biject_to, constraints
 
 from pyromix.running import Site
+
+
+TIED = 0.95  # correlation (about zero) of two columns of a random effect's design
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,79 @@ class Entry:
     kind: str
 
 
+@dataclass(frozen=True)
+class FactorEntry:
+    r"""SDs and correlations of one unstructured block, together: :math:`L = C \tilde L`, :math:`\tilde L` lower triangular.
+
+    As lme4's theta, so zero SDs and perfect correlations are interior points, but on a basis C in which the columns of the
+    design are orthonormal over the rows: a predictor far from zero does not tie the coordinates to each other.
+
+    Attributes
+    ----------
+    sd, corr
+        The sites: SDs (q,) and the Cholesky factor of the correlation matrix (q, q).
+    basis
+        C, lower triangular (q, q), with ``C^T (Z^T Z / n) C = I``.
+    size
+        Coordinates, ``q (q + 1) / 2``, row by row; in units of `scale`.
+    """
+
+    name: str
+    sd: str
+    corr: str
+    basis: torch.Tensor
+    scale: float
+    kind: str = "factor"
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """Row and column of every coordinate, (2, size)."""
+        return torch.tril_indices(len(self.basis), len(self.basis))
+
+    @property
+    def size(self) -> int:
+        return self.rows.shape[1]
+
+    @property
+    def start(self) -> torch.Tensor:
+        """Coordinates of independent effects of typical size on the basis."""
+        row, col = self.rows
+        return (row == col).to(torch.float64)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the design's columns are so close to dependent that independent effects are no start."""
+        correlation = torch.linalg.inv(self.basis @ self.basis.T)
+        scale = correlation.diagonal().sqrt()
+        return bool((correlation / scale[:, None] / scale).tril(-1).abs().max() > TIED)
+
+    def forward(self, t: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Both sites' values."""
+        row, col = self.rows
+        q = len(self.basis)
+        factor = self.basis @ torch.zeros(q, q, dtype=t.dtype).index_put((row, col), self.scale * t)
+        # the sign of a column is free: a Cholesky factor has a positive diagonal
+        diagonal = factor.diagonal()
+        factor = factor * torch.where(diagonal < 0, -1.0, 1.0)
+        square = factor.square().sum(1)
+        empty = square == 0
+        sd = torch.where(empty, 0.0, torch.where(empty, 1.0, square).sqrt())
+        eye = torch.eye(q, dtype=t.dtype)
+        corr = torch.where(empty[:, None], eye, factor / torch.where(empty, 1.0, sd)[:, None])
+        return {self.sd: sd, self.corr: corr}
+
+    def inverse(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The coordinates of both sites' values."""
+        factor = values[self.sd][:, None] * values[self.corr]
+        inner = torch.linalg.solve_triangular(self.basis, factor, upper=False) / self.scale
+        row, col = self.rows
+        return inner[row, col]
+
+
 class Chart:
     """The sites' entries side by side."""
 
-    def __init__(self, entries: list[Entry]) -> None:
+    def __init__(self, entries: Sequence[Entry | FactorEntry]) -> None:
         self.entries = entries
         self.slices: dict[str, slice] = {}
         start = 0
@@ -41,22 +113,46 @@ class Chart:
 
     def values(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Site values at a vector (size,); gradients flow."""
-        return {entry.name: entry.forward(flat[self.slices[entry.name]]) for entry in self.entries}
+        out: dict[str, torch.Tensor] = {}
+        for entry in self.entries:
+            value = entry.forward(flat[self.slices[entry.name]])
+            out.update(value if isinstance(value, dict) else {entry.name: value})
+        return out
 
     def flat(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The vector of site values."""
-        parts = [entry.inverse(values[entry.name]).reshape(-1) for entry in self.entries]
+        parts = [
+            entry.inverse(values if isinstance(entry, FactorEntry) else values[entry.name]).reshape(-1)
+            for entry in self.entries
+        ]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
     def jacobian(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Derivative of each site's flattened value in the whole vector, (entries of the value, size)."""
-        out = {}
+        with torch.enable_grad():
+            names = list(self.values(flat.detach()))
+            parts = torch.autograd.functional.jacobian(
+                lambda t: tuple(value.reshape(-1) for value in self.values(t).values()), flat.detach()
+            )
+        return dict(zip(names, parts, strict=True))
+
+    def entry_of(self, site: str) -> Entry | FactorEntry:
+        """The entry that holds a site."""
         for entry in self.entries:
+            if site == entry.name or (isinstance(entry, FactorEntry) and site in (entry.sd, entry.corr)):
+                return entry
+        raise KeyError(site)
 
-            def value(t: torch.Tensor, entry: Entry = entry) -> torch.Tensor:
-                return entry.forward(t[self.slices[entry.name]]).reshape(-1)
-
-            out[entry.name] = torch.autograd.functional.jacobian(value, flat)
+    def vanishing(self) -> list[int]:
+        """Coordinates that say a variance is zero when they are."""
+        out = []
+        for entry in self.entries:
+            start = self.slices[entry.name].start
+            if entry.kind == "boundary":
+                out.extend(range(start, start + entry.size))
+            elif isinstance(entry, FactorEntry):
+                row, col = entry.rows
+                out.extend(start + k for k in torch.nonzero(row == col)[:, 0].tolist())
         return out
 
 

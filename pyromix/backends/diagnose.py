@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.distributions import constraints
 
 from pyromix.errors import (
     ApproximationWarning,
@@ -113,12 +114,12 @@ def _convergence(optimum: Optimum) -> list[HealthRecord]:
 
 def _boundary(search: Search, point: Mapping[str, torch.Tensor]) -> list[HealthRecord]:
     out = []
-    for entry in search.chart.entries:
-        value = point[entry.name].detach()
-        if entry.kind == "boundary":
-            relative = (value / search.scales[entry.name].size).reshape(-1)
+    for name, site in search.sites.items():
+        value, support = point[name].detach(), site.role.support
+        if support is constraints.nonnegative:
+            relative = (value / search.scales[name].size).reshape(-1)
             for k in np.flatnonzero(relative.numpy() < SINGULAR_SD):
-                label = entry.name if relative.numel() == 1 else f"{entry.name}[{k}]"
+                label = name if relative.numel() == 1 else f"{name}[{k}]"
                 out.append(
                     HealthRecord(
                         "singular",
@@ -129,7 +130,7 @@ def _boundary(search: Search, point: Mapping[str, torch.Tensor]) -> list[HealthR
                         "Boundary (singular) fit: this variance is estimated at zero; the term can be dropped.",
                     )
                 )
-        elif entry.kind == "correlation":
+        elif support is constraints.corr_cholesky:
             rest = float((value.diagonal()[1:] ** 2).min())
             if rest < 2 * SINGULAR_CORRELATION:
                 corr = (value @ value.T).fill_diagonal_(0.0)
@@ -140,7 +141,7 @@ def _boundary(search: Search, point: Mapping[str, torch.Tensor]) -> list[HealthR
                         "warn",
                         worst,
                         1 - SINGULAR_CORRELATION,
-                        entry.name.removesuffix("_cholesky"),
+                        name.removesuffix("_cholesky"),
                         "Boundary (singular) fit: effects are perfectly correlated; simplify the term, e.g. with '||'.",
                     )
                 )

@@ -14,7 +14,7 @@ from pyromix.backends.base import AbstractBackend
 from pyromix.backends.chart import natural_chart
 from pyromix.backends.point import LazyState, PointCovariance, point_sampler
 from pyromix.backends.quasi_newton import Objective, Optimum, make_chart, maximise, polish
-from pyromix.backends.scales import hyper_scales
+from pyromix.backends.scales import factor_entries, hyper_scales
 from pyromix.backends.training import Trained, Training, evaluating, modules_of, train
 from pyromix.errors import ConfigError, NumericalError, UnsupportedError
 from pyromix.marginal import AbstractMarginal, Exact, Laplace
@@ -150,7 +150,13 @@ class Search:
         self.zeros = {name: torch.zeros_like(self.base.hypers[name].value.detach()) for name in self.out}
         starts, rotations = self._starts()
         supports = {name: self._support(site) for name, site in self.sites.items()}
-        self.chart, unit = make_chart(self.sites, self.scales, rotations, supports)
+        free = {name for name, support in supports.items() if support is self.sites[name].role.support}
+        factors = [e for e in factor_entries(self.base, self.sites, self.scales) if {e.sd, e.corr} <= free]
+        self.chart, unit = make_chart(self.sites, self.scales, rotations, supports, factors)
+        if self.trained is None:
+            for entry in factors:
+                if entry.tied:
+                    starts.update(entry.forward(entry.start))
         penalty = Record.log_prior if backend.criterion == "map" else None
         origin = self.chart.flat(starts).detach().numpy()
         self.objective = Objective(program, args, self.bound, self.chart, origin, unit, self.zeros, penalty)
@@ -236,18 +242,14 @@ class Search:
     def _snap(self, optimum: Optimum) -> Optimum:
         """Put SDs that are all but zero at zero, where that costs nothing."""
         flat = self.objective.flat(optimum.t).numpy()
-        for entry in self.chart.entries:
-            if entry.kind != "boundary":
+        for k in self.chart.vanishing():
+            if abs(flat[k]) >= SNAP:
                 continue
-            part = self.chart.slices[entry.name]
-            for k in range(part.start, part.stop):
-                if abs(flat[k]) >= SNAP:
-                    continue
-                t = optimum.t.copy()
-                t[k] = -self.objective.origin[k] / self.objective.unit[k]
-                loss, gradient = self.objective(t)
-                if loss <= optimum.loss + SNAP_LOSS:
-                    optimum.t, optimum.loss, optimum.gradient = t, min(loss, optimum.loss + SNAP_LOSS), gradient
+            t = optimum.t.copy()
+            t[k] = -self.objective.origin[k] / self.objective.unit[k]
+            loss, gradient = self.objective(t)
+            if loss <= optimum.loss + SNAP_LOSS:
+                optimum.t, optimum.loss, optimum.gradient = t, min(loss, optimum.loss + SNAP_LOSS), gradient
         return optimum
 
     def _report(self, optimum: Optimum) -> Estimate:

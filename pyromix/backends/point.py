@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributions import constraints
 
 from pyromix.backends.chart import natural_chart
 from pyromix.backends.quasi_newton import Objective, Optimum
@@ -35,14 +36,22 @@ class PointCovariance(Mapping[str, torch.Tensor]):
             return self._given[name]
         jacobian = self._jacobian[name]
         covariance = jacobian @ self.flat @ jacobian.T
-        dead = (
-            (jacobian[:, ~self.free].abs() > 0).any(1)
-            if not self.free.all()
-            else torch.zeros(len(jacobian), dtype=bool)
-        )
+        dead = self._dead(name, jacobian)
         covariance[dead, :] = torch.nan
         covariance[:, dead] = torch.nan
         return covariance
+
+    def _dead(self, name: str, jacobian: torch.Tensor) -> torch.Tensor:
+        """Entries of a site that have no standard error because of a boundary."""
+        dead = (jacobian[:, ~self.free].abs() > 0).any(1)
+        chart, support = self._objective.chart, self._sites[name].role.support
+        value = chart.values(self._point)[name].reshape(-1)
+        if support is constraints.nonnegative:
+            dead |= value <= DEGENERATE * value.max().clamp(min=DEGENERATE)
+        elif support is constraints.corr_cholesky:
+            part = chart.slices[chart.entry_of(name).name]
+            dead |= ~self.free[part].all()
+        return dead
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self._given, *self._sites])
@@ -62,12 +71,13 @@ class PointCovariance(Mapping[str, torch.Tensor]):
     def free(self) -> torch.Tensor:
         """Coordinates off the boundary, (size,)."""
         free = torch.ones(len(self._point), dtype=torch.bool)
-        values = self._objective.chart.values(self._point)
-        for entry in self._objective.chart.entries:
-            part = self._objective.chart.slices[entry.name]
-            if entry.kind == "boundary":
-                free[part] = self._point[part].abs() > DEGENERATE
-            elif entry.kind == "correlation":
+        chart = self._objective.chart
+        values = chart.values(self._point)
+        zero = chart.vanishing()
+        free[zero] = self._point[zero].abs() > DEGENERATE
+        for entry in chart.entries:
+            if entry.kind == "correlation":
+                part = chart.slices[entry.name]
                 free[part] = bool((values[entry.name].diagonal() ** 2 > 2 * DEGENERATE).all())
         return free
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from torch.distributions import constraints
 from tqdm import tqdm
 
-from pyromix.backends.chart import Chart, optimiser_entry
+from pyromix.backends.chart import Chart, Entry, FactorEntry, optimiser_entry
 from pyromix.backends.scales import Scale
 from pyromix.errors import NumericalError
 from pyromix.marginal.base import BoundMarginal
@@ -114,13 +114,23 @@ def make_chart(
     scales: Mapping[str, Scale],
     rotations: Mapping[str, torch.Tensor],
     supports: Mapping[str, constraints.Constraint],
+    factors: Sequence[FactorEntry],
 ) -> tuple[Chart, np.ndarray]:
     """The optimiser's chart of the given sites, and the approximate standard error of every coordinate."""
-    entries, units = [], []
+    entries: list[Entry | FactorEntry] = []
+    units = []
+    paired = {name: entry for entry in factors for name in (entry.sd, entry.corr)}
     for name, site in sites.items():
+        count = max(scales[name].units, 1.0)
+        if name in paired:
+            entry = paired[name]
+            if entry not in entries:
+                entries.append(entry)
+                row, col = entry.rows.numpy()
+                units.append(np.where(row == col, 1 / np.sqrt(2 * count), 1 / np.sqrt(count)))
+            continue
         entry = optimiser_entry(site, supports[name], scales[name].size, rotations.get(name))
         entries.append(entry)
-        count = max(scales[name].units, 1.0)
         size = {"linear": 1.0, "boundary": 1 / np.sqrt(2 * count), "positive": 1 / np.sqrt(2 * count)}
         units.append(np.full(entry.size, size.get(entry.kind, 1 / np.sqrt(count))))
     return Chart(entries), np.concatenate(units) if units else np.empty(0)

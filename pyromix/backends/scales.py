@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.distributions import constraints
 
+from pyromix.backends.chart import FactorEntry
 from pyromix.marginal.base import BoundMarginal
 from pyromix.marginal.moments import variance_moments
 from pyromix.marginal.plan import Plan, data_of
@@ -25,6 +26,45 @@ class Scale:
     size: torch.Tensor
     start: torch.Tensor
     units: float
+
+
+def factor_entries(record: Record, hypers: Mapping[str, Site], scales: Mapping[str, Scale]) -> list[FactorEntry]:
+    """Pairs of sites that are the SDs and the correlation factor of one effect, by what they do to its covariance."""
+    out = []
+    for name, site in record.latents.items():
+        block, design = site.fn.operator.block, site.role.rows.design
+        if block is None or design is None or len(block) < 2:
+            continue
+        values = {key: hyper.value for key, hyper in record.hypers.items() if hyper.value.requires_grad}
+        touched = list(_gradients(block.sum(), values))
+        sds = [key for key in touched if hypers[key].role.support is constraints.nonnegative]
+        corrs = [key for key in touched if hypers[key].role.support is constraints.corr_cholesky]
+        if len(touched) != 2 or len(sds) != 1 or len(corrs) != 1:
+            continue
+        sd, corr = values[sds[0]].detach(), values[corrs[0]].detach()
+        if sd.shape != (len(block),) or not torch.allclose(block.detach(), sd[:, None] * corr):
+            continue
+        gram = design.detach().T @ design.detach() / len(design)
+        basis = _basis(gram)
+        if basis is not None:
+            start = scales[sds[0]].start
+            scale = float(((start**2 * gram.diagonal()).sum() / len(sd)).sqrt())
+            out.append(FactorEntry(name, sds[0], corrs[0], basis, scale))
+    return out
+
+
+def _basis(gram: torch.Tensor) -> torch.Tensor | None:
+    """Lower triangular C with ``C^T gram C = I``; ``None`` if the design's columns are dependent."""
+    scale = gram.diagonal().sqrt()
+    if not bool((scale > 0).all()):
+        return None
+    flipped = (gram / scale[:, None] / scale).flip(0, 1)
+    root, failure = torch.linalg.cholesky_ex(flipped)
+    if int(failure) or float(root.diagonal().min()) < 1e-6:
+        return None
+    upper = root.flip(0, 1)  # gram = U U^T
+    eye = torch.eye(len(gram), dtype=gram.dtype)
+    return torch.linalg.solve_triangular(upper, eye, upper=True).T / scale[:, None]
 
 
 def hyper_scales(

@@ -63,7 +63,7 @@ def constant_start(problem: Problem) -> float:
     plan = problem.plan
     rows = slice(None, None, max(1, len(plan.obs) // SAMPLE))
     trials = None if plan.trials is None else plan.trials[rows]
-    grid = torch.linspace(-12.0, 12.0, 49, dtype=torch.float64)
+    grid = torch.linspace(-30.0, 40.0, 141, dtype=torch.float64)
     offset = torch.from_numpy(problem.eta)[rows]
     with torch.no_grad():
         values = problem.family.log_prob(
