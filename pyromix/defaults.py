@@ -7,6 +7,7 @@ otherwise. Maximum likelihood does not use them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,15 +79,17 @@ def all_proper(
 
 def _with_priors(structure: Covariance, term: Any, asked: dict[str, Any], used: set[str], size: float) -> Covariance:
     """The structure with the priors asked for by site name, and a scaled prior for SDs that have none."""
-    arguments = dict(vars(structure))
+    given = vars(structure)
+    arguments = {key: given[key] for key in inspect.signature(type(structure)).parameters if key in given}
+    changed = {}
     for key in arguments:
         site = f"{term.name}.{key}"
         used.add(site)
         if site in asked:
-            arguments[key] = asked[site]
-    if "sd" in arguments and arguments["sd"] is None:
-        arguments["sd"] = dist.HalfNormal(_sd_scale(term, size, scalar=isinstance(structure, IID)))
-    return type(structure)(**arguments)
+            changed[key] = asked[site]
+    if "sd" in arguments and arguments["sd"] is None and "sd" not in changed:
+        changed["sd"] = dist.HalfNormal(_sd_scale(term, size, scalar=isinstance(structure, IID)))
+    return type(structure)(**{**arguments, **changed}) if changed else structure
 
 
 def _sd_scale(term: Any, size: float, scalar: bool) -> torch.Tensor:
@@ -100,8 +103,11 @@ def _sd_scale(term: Any, size: float, scalar: bool) -> torch.Tensor:
 
 def _family_prior(family: AbstractFamily, design: Any, asked: dict[str, Any], used: set[str]) -> AbstractFamily:
     """The family with priors for its dispersion, by site name ``<response>.<parameter>``."""
-    arguments = {"link": family.link.name}
+    arguments: dict[str, Any] = {"link": family.link.name}
+    accepted = inspect.signature(type(family)).parameters
     for parameter in family.parameters():
+        if parameter.name not in accepted:
+            continue  # the family keeps this prior to itself
         site = f"{design.response}.{parameter.name}"
         used.add(site)
         configured = family.config().get(parameter.name)
@@ -113,7 +119,7 @@ def _family_prior(family: AbstractFamily, design: Any, asked: dict[str, Any], us
             arguments[parameter.name] = parameter.prior
         else:
             arguments[parameter.name] = dist.HalfNormal(torch.tensor(WIDTH * _sd(design.y), dtype=torch.float64))
-    return type(family)(**arguments)
+    return type(family)(**arguments) if len(arguments) > 1 else family
 
 
 def _coefficient_prior(design: Any, family: AbstractFamily, mean: torch.nn.Module | None, size: float) -> Any:
