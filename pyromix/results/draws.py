@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyromix.running import Site
+from pyromix.running import Site, isolated
 
 Values = dict[str, torch.Tensor]
 BATCH = 2_000_000  # entries of one (draws, rows) tensor evaluated at once
@@ -117,8 +117,9 @@ class Responses:
         role = self.site.role
         bad = ~torch.isfinite(self.eta).reshape(*self.eta.shape[:2], -1).all(-1)
         eta = torch.where(bad.reshape(*bad.shape, *[1] * (self.eta.dim() - 2)), torch.zeros_like(self.eta), self.eta)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        # under the lock of runs: the global generator is lent to one thread at a time
+        with isolated(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             responses = [role.family.distribution(e, role.trials, **self.at(s)) for s, e in enumerate(eta)]
             sample = torch.stack([response.sample() for response in responses]).to(torch.float64)
         sample[bad] = torch.nan

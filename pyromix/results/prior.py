@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pyromix.errors import ConfigError
-from pyromix.running import Program, run
+from pyromix.running import Program, isolated, run
 
 if TYPE_CHECKING:
     import arviz
@@ -34,8 +34,8 @@ def prior_predictive(program: Program, args: tuple[Any, ...], draws: int, seed: 
     responses: dict[str, list[np.ndarray]] = {}
     for k in range(draws):
         record = run(program, args, latents="prior", seed=seed + k)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + k)
+        with isolated(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed + k)
             for name, site in record.data.items():
                 responses.setdefault(name, []).append(site.fn.sample().numpy())
         for name, site in record.hypers.items():
