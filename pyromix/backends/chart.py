@@ -15,7 +15,6 @@ from torch.distributions import biject_to, constraints
 
 from pyromix.running import Site
 
-
 TIED = 0.95  # correlation (about zero) of two columns of a random effect's design
 
 
@@ -32,10 +31,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class FactorEntry:
-    r"""SDs and correlations of one unstructured block, together: :math:`L = C \tilde L`, :math:`\tilde L` lower triangular.
+    r"""SDs and correlations of one unstructured block, together: :math:`L = C \tilde L`, both lower triangular.
 
-    As lme4's theta, so zero SDs and perfect correlations are interior points, but on a basis C in which the columns of the
-    design are orthonormal over the rows: a predictor far from zero does not tie the coordinates to each other.
+    As lme4's theta, so zero SDs and perfect correlations are interior points, but on a basis C in which the columns of
+    the design are orthonormal over the rows: a predictor far from zero does not tie the coordinates to each other.
 
     Attributes
     ----------

@@ -216,7 +216,7 @@ class Search:
     def estimate(self, progress: bool) -> Estimate:
         """Maximise and report."""
         backend, objective = self.backend, self.objective
-        optimum = self._climb(10 * backend.tolerance if self.newton else backend.tolerance, progress, None)
+        optimum = self._climb(backend.tolerance, progress, None)
         if not np.isfinite(optimum.loss) or optimum.loss >= 1e9:
             raise NumericalError(
                 f"the likelihood could not be computed at the start ({objective.failure}); check the data's scale, or "
