@@ -11,7 +11,7 @@ from pyro.distributions import Distribution
 
 from pyromix.covariances import Covariance
 from pyromix.effects import LinearEffect, NeuralEffect, RandomEffect
-from pyromix.errors import ConfigError
+from pyromix.errors import ConfigError, DataError
 from pyromix.families import AbstractFamily
 from pyromix.program import observe
 
@@ -55,7 +55,7 @@ class Composition:
         if labels:
             eta = eta + LinearEffect("beta", self.linear, labels=labels)(columns)
         if self.network is not None:
-            eta = eta + NeuralEffect("mean", self.network)(network_inputs(design, self.network))
+            eta = eta + self._network_mean(design)
         for term in design.terms:
             eta = eta + self._effect(term)(term.index, term.design)
         if not isinstance(eta, torch.Tensor):
@@ -70,6 +70,17 @@ class Composition:
             weights=design.frequency_weights,
             precision=design.precision_weights,
         )
+
+    def _network_mean(self, design: Any) -> torch.Tensor:
+        assert self.network is not None
+        value = NeuralEffect("mean", self.network)(network_inputs(design, self.network))
+        n = len(design.index)
+        if value.shape != (n,):
+            raise DataError(
+                f"mean=: {type(self.network).__name__} returned shape {tuple(value.shape)}, expected ({n},): "
+                f"{type(self.family).__name__} responses take one number a row."
+            )
+        return value
 
     def _effect(self, term: Any) -> RandomEffect:
         """The term's effect, kept from run to run while its levels stay the same."""
