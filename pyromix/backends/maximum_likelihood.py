@@ -69,7 +69,7 @@ class MaximumLikelihood(AbstractBackend):
         criterion: str = "ml",
         *,
         max_evaluations: int = 500,
-        tolerance: float = 1e-4,
+        tolerance: float = 3e-5,
         training: Training | None = None,
         checkpoint: str | PathLike[str] | None = None,
     ) -> None:

@@ -154,8 +154,19 @@ def maximise(
             objective, start, jac=True, method="BFGS", options={"gtol": tolerance, "maxiter": max_evaluations}
         )
         objective.on_evaluation = None
-    loss = float(result.fun)
-    return Optimum(result.x, loss, result.jac, result.hess_inv, objective.evaluations, str(result.message))
+    optimum = Optimum(
+        result.x, float(result.fun), result.jac, result.hess_inv, objective.evaluations, str(result.message)
+    )
+    return _last_step(objective, optimum)
+
+
+def _last_step(objective: Objective, optimum: Optimum) -> Optimum:
+    """One more step by BFGS's own model of the curvature: an evaluation for about a digit."""
+    t = optimum.t - optimum.inverse @ optimum.gradient
+    loss, gradient = objective(t)
+    if not loss <= optimum.loss or np.abs(gradient).max() > np.abs(optimum.gradient).max():
+        return optimum
+    return Optimum(t, loss, gradient, optimum.inverse, objective.evaluations, optimum.message)
 
 
 def polish(objective: Objective, optimum: Optimum, steps: int = 3) -> Optimum:
