@@ -67,12 +67,14 @@ REFUSED = {
     "1 absent column": Case(frame, FORMULA, ("'xx'", "'x'"), "y ~ xx + (1 | g)"),
     "1 absent group": Case(frame, FORMULA, ("'gg'", "'g'"), "y ~ x + (1 | gg)"),
     "2 no rows": Case(lambda: frame().iloc[:0], DATA, ("0 rows",)),
-    "3 all rows missing": Case(
-        lambda: frame(x=np.nan), DATA, ("'x'", "24"), arguments=lambda: {"missing": "drop"}
+    "3 all rows missing": Case(lambda: frame(x=np.nan), DATA, ("'x'", "24"), arguments=lambda: {"missing": "drop"}),
+    "4 columns twice": Case(
+        lambda: pd.concat([frame(), frame()[["x"]]], axis=1), DATA, ("'x'", "2 times", "positions 5, 10")
     ),
-    "4 columns twice": Case(lambda: pd.concat([frame(), frame()[["x"]]], axis=1), DATA, ("'x'", "2 times", "positions 5, 10")),
     "6 other labels": Case(
-        frame, DATA, ("precision_weights", "'r0'", "19 more", "to_numpy"),
+        frame,
+        DATA,
+        ("precision_weights", "'r0'", "19 more", "to_numpy"),
         arguments=lambda: {"precision_weights": pd.Series(1.0, index=[f"q{i}" for i in range(N)])},
     ),
     "7 other length": Case(frame, DATA, ("offset", "23", "24"), arguments=lambda: {"offset": np.zeros(23)}),
@@ -94,7 +96,10 @@ REFUSED = {
         lambda: put("e", 0.0, 9), DATA, ("offset", "log", "'r9'"), "count ~ x + offset(log(e)) + (1 | g)", POISSON
     ),
     "21 negative weight": Case(
-        lambda: put("e", -1.0, 9), DATA, ("precision_weights", "-1", "'r9'"), arguments=lambda: {"precision_weights": "e"}
+        lambda: put("e", -1.0, 9),
+        DATA,
+        ("precision_weights", "-1", "'r9'"),
+        arguments=lambda: {"precision_weights": "e"},
     ),
     "21 weights all zero": Case(
         frame, DATA, ("frequency_weights", "all 24 values are 0"), arguments=lambda: {"frequency_weights": np.zeros(N)}
@@ -109,18 +114,26 @@ REFUSED = {
         lambda: put("count", 1.5, 3), DATA, ("'count'", r"1\.5", "'r3'"), "count ~ x + (1 | g)", POISSON
     ),
     "27 classes 1 and 2": Case(
-        lambda: frame(hit=np.tile([1, 2], N // 2)), DATA, ("'hit'", "values 1, 2", "== 2", "'r1'"), "hit ~ x + (1 | g)", BINOMIAL
+        lambda: frame(hit=np.tile([1, 2], N // 2)),
+        DATA,
+        ("'hit'", "values 1, 2", "== 2", "'r1'"),
+        "hit ~ x + (1 | g)",
+        BINOMIAL,
     ),
     "28 no trials": Case(
-        lambda: put("s", 0, 4).assign(f=lambda d: d["f"].where(d.index != "r4", 0)), DATA, ("s = 0 and f = 0", "'r4'"),
-        "cbind(s, f) ~ x + (1 | g)", BINOMIAL,
+        lambda: put("s", 0, 4).assign(f=lambda d: d["f"].where(d.index != "r4", 0)),
+        DATA,
+        ("s = 0 and f = 0", "'r4'"),
+        "cbind(s, f) ~ x + (1 | g)",
+        BINOMIAL,
     ),
     "28 more successes than trials": Case(
         lambda: put("f", -1, 4), DATA, ("s = 1 and f = -1|f = -1", "'r4'"), "cbind(s, f) ~ x + (1 | g)", BINOMIAL
     ),
     "35 two columns": Case(
         lambda: {**{name: col.to_numpy() for name, col in frame().items()}, "y": np.zeros((N, 1))},
-        DATA, ("'y'", r"\(24, 1\)"),
+        DATA,
+        ("'y'", r"\(24, 1\)"),
     ),
     "39 more columns than rows": Case(
         lambda: frame(k=pd.Categorical(range(N))), DATA, ("26 columns", "24 rows", "p > n"), "y ~ x + z + k + (1 | g)"
@@ -129,12 +142,15 @@ REFUSED = {
     "46 one group": Case(lambda: frame(g="p"), DATA, ("'g'", "1 level", "[Dd]rop")),
     "47 a group a row": Case(lambda: frame(g=[f"i{k}" for k in range(N)]), DATA, ("'g'", "24")),
     "50 more effects than rows": Case(
-        lambda: frame(g=np.repeat([f"i{k}" for k in range(12)], 2)), DATA, ("'g'", "24 random effects", "24 observations"), "y ~ x + (x | g)"
+        lambda: frame(g=np.repeat([f"i{k}" for k in range(12)], 2)),
+        DATA,
+        ("'g'", "24 random effects", "24 observations"),
+        "y ~ x + (x | g)",
     ),
     "a family's class": Case(frame, pmx.ConfigError, ("family", "instance"), family=pmx.Poisson),
     "code in a formula": Case(frame, FORMULA, ("__import__", "underscores"), "y ~ I(__import__('os')) + (1 | g)"),
     "an attribute": Case(frame, FORMULA, ("attributes",), "y ~ x.mean() + (1 | g)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
