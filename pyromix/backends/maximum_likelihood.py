@@ -12,6 +12,8 @@ from torch.distributions import constraints
 from pyromix.backends import diagnose
 from pyromix.backends.base import AbstractBackend
 from pyromix.backends.chart import natural_chart
+from pyromix.backends.checkpoint import Checkpoint, identity
+from pyromix.backends.journal import Journal
 from pyromix.backends.point import LazyState, PointCovariance, point_sampler
 from pyromix.backends.quasi_newton import Objective, Optimum, make_chart, maximise, polish
 from pyromix.backends.scales import factor_entries, hyper_scales
@@ -55,7 +57,8 @@ class MaximumLikelihood(AbstractBackend):
     training
         How networks are trained; defaults apply if omitted.
     checkpoint
-        A file to which training saves its state, and from which it resumes if the file exists.
+        A file to which training, or the search, saves its state, and from which it resumes if the file exists: the
+        result is that of an uninterrupted fit.
 
     Notes
     -----
@@ -97,6 +100,10 @@ class MaximumLikelihood(AbstractBackend):
             marginal = self._choose(program, args, plan)
             trained = self._train(program, args, plan, seed, progress) if plan.modules else None
             search = Search(self, marginal, program, args, plan, trained)
+            if self.checkpoint is not None and trained is None:
+                every = (self.training or Training()).checkpoint_every
+                belongs = identity(self.settings(marginal), {}, plan, args)
+                search.objective.journal = Journal(Checkpoint(self.checkpoint, belongs, every), search.bound)
             return search.estimate(progress)
 
     def _train(self, program: Program, args: tuple[Any, ...], plan: Plan, seed: int, progress: bool) -> Trained:
@@ -114,6 +121,11 @@ class MaximumLikelihood(AbstractBackend):
         if marginal is None:
             marginal = Exact() if gaussian and plan.affine else Laplace()
         if self.criterion == "reml":
+            if gaussian and not isinstance(marginal, Exact):
+                raise UnsupportedError(
+                    f"MaximumLikelihood({marginal!r}, criterion='reml'): restricted likelihood is computed by Exact(); "
+                    "leave marginal= out, or use criterion='ml'."
+                )
             if not isinstance(marginal, Exact) or not plan.linear or plan.modules or plan.moving:
                 raise UnsupportedError(
                     "MaximumLikelihood(criterion='reml'): restricted likelihood integrates linear coefficients of a "
@@ -126,7 +138,13 @@ class MaximumLikelihood(AbstractBackend):
 
     def settings(self, marginal: AbstractMarginal) -> dict[str, Any]:
         """This configuration as plain values."""
-        return {"backend": "MaximumLikelihood", "criterion": self.criterion, "marginal": marginal.config()}
+        return {
+            "backend": "MaximumLikelihood",
+            "criterion": self.criterion,
+            "marginal": marginal.config(),
+            "tolerance": self.tolerance,
+            "max_evaluations": self.max_evaluations,
+        }
 
 
 class Search:
@@ -226,6 +244,9 @@ class Search:
             # flat or curved the wrong way on the path: go on, with a fresh model of the curvature
             optimum = self._climb(backend.tolerance / 10, progress, optimum.t)
         optimum = self._snap(optimum)
+        if objective.journal is not None:
+            objective.journal.close()
+            objective.journal = None
         return self._report(optimum)
 
     @property

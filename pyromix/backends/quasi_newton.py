@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from tqdm import tqdm
 
 from pyromix.backends.chart import Chart, Entry, FactorEntry, optimiser_entry
+from pyromix.backends.journal import Journal
 from pyromix.backends.scales import Scale
 from pyromix.errors import NumericalError
 from pyromix.marginal.base import BoundMarginal
@@ -43,6 +44,7 @@ class Objective:
     failure: str = ""
     on_evaluation: Callable[[float], None] | None = None
     best: float = field(default=float("inf"))
+    journal: Journal | None = None
 
     def flat(self, t: np.ndarray) -> torch.Tensor:
         """Chart coordinates of a scaled vector."""
@@ -55,6 +57,19 @@ class Objective:
     @torch.enable_grad()  # standard errors may be asked for where the caller has switched gradients off
     def __call__(self, t: np.ndarray) -> tuple[float, np.ndarray]:
         self.evaluations += 1
+        answer = None if self.journal is None else self.journal.known(t)
+        if answer is None:
+            answer = self._evaluate(t)
+            if self.journal is not None:
+                self.journal.add(t, *answer)
+        loss, slope = answer
+        self.best = min(self.best, loss)
+        if self.on_evaluation is not None and loss < FAR:
+            self.on_evaluation(loss)
+        return loss, slope
+
+    @torch.enable_grad()
+    def _evaluate(self, t: np.ndarray) -> tuple[float, np.ndarray]:
         flat = self.flat(t).requires_grad_(True)
         try:
             record = self.record(flat)
@@ -68,9 +83,6 @@ class Objective:
         except NumericalError as error:
             self.failure = str(error)
             return min(self.best, FAR) + FAR, np.zeros(self.chart.size)
-        self.best = min(self.best, loss)
-        if self.on_evaluation is not None:
-            self.on_evaluation(loss)
         return loss, slope
 
     def hessian(self, t: np.ndarray, gradient: np.ndarray) -> np.ndarray:

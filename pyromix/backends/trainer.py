@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pyromix.backends.batches import Split, Subsets
 from pyromix.backends.chart import Chart, optimiser_entry
 from pyromix.backends.checkpoint import Checkpoint
+from pyromix.backends.journal import searcher
 from pyromix.backends.training import Trained, Training
 from pyromix.errors import NumericalError, Status, UnsupportedError
 from pyromix.marginal.base import BoundMarginal
@@ -231,7 +232,7 @@ class Trainer:
         if self._held is None:
             self._held = self.subsets.bound(self.split.units.rows(self.split.held))
         args, bound = self._held
-        _newton(bound).warm = None  # the score must not depend on what was looked at before
+        searcher(bound).warm = None  # the score must not depend on what was looked at before
         for module in self.modules:
             module.eval()
         try:
@@ -301,7 +302,7 @@ class Trainer:
             "weights": [list(state.values()) for state in self._weights()],
             "optimizer": self.optimizer.state_dict(),
             "best": None if self.best is None else [self.best[0], [list(state.values()) for state in self.best[1]]],
-            "warm": None if self._whole is None else getattr(_newton(self._whole[1]), "warm", None),
+            "warm": None if self._whole is None else getattr(searcher(self._whole[1]), "warm", None),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -315,18 +316,13 @@ class Trainer:
         self.best = None if state["best"] is None else (state["best"][0], self._keyed(state["best"][1]))
         if self.batches == 1 and state["warm"] is not None:
             self._next_batch()
-            _newton(self._whole[1]).warm = state["warm"]
+            searcher(self._whole[1]).warm = state["warm"]
 
     def _keyed(self, weights: list[list[torch.Tensor]]) -> Weights:
         return [
             dict(zip(module.state_dict(), values, strict=True))
             for module, values in zip(self.modules, weights, strict=True)
         ]
-
-
-def _newton(bound: Any) -> Any:
-    """The part of a marginaliser that remembers the last mode."""
-    return getattr(bound, "laplace", bound)
 
 
 def _sizes(search: Search) -> dict[str, torch.Tensor]:
