@@ -463,3 +463,13 @@ def test_a_backend_is_an_instance_of_one(backend: Any) -> None:
 def test_repr_says_what_it_is() -> None:
     model = pmx.model("y ~ x + (1 | g)", frame())
     assert repr(model) == "<Model 'y ~ x + (1 | g)': Gaussian(link='identity'), 120 rows>"
+
+
+def test_an_offset_given_as_an_array_is_given_again_for_new_rows() -> None:
+    df = pmx.datasets.load("sleepstudy")
+    offset = np.linspace(0, 20, len(df))
+    fit = pmx.model("Reaction ~ Days + (1 | Subject)", df, offset=offset).fit(progress=False)
+    np.testing.assert_allclose(fit.predict(df, offset=offset), fit.predict(), rtol=1e-12)
+    np.testing.assert_allclose(fit.predict(df, offset=offset + 5), fit.predict() + 5, rtol=1e-12)
+    with pytest.raises(pmx.ConfigError, match="only for new data of a formula fit"):
+        fit.predict(offset=offset)

@@ -90,6 +90,12 @@ class FactorEntry:
         corr = torch.where(empty[:, None], eye, factor / torch.where(empty, 1.0, sd)[:, None])
         return {self.sd: sd, self.corr: corr}
 
+    def correlation(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Cholesky factor of the correlations on the basis: a predictor far from zero makes the plain ones near one."""
+        inner = torch.linalg.solve_triangular(self.basis, values[self.sd][:, None] * values[self.corr], upper=False)
+        size = inner.norm(dim=1, keepdim=True)
+        return torch.where(size > 0, inner / size.clamp(min=1e-300), torch.eye(len(inner), dtype=inner.dtype))
+
     def inverse(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The coordinates of both sites' values."""
         factor = values[self.sd][:, None] * values[self.corr]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.distributions import constraints
 
+from pyromix.backends.chart import FactorEntry
 from pyromix.errors import (
     ApproximationWarning,
     ConvergenceWarning,
@@ -131,7 +132,9 @@ def _boundary(search: Search, point: Mapping[str, torch.Tensor]) -> list[HealthR
                     )
                 )
         elif support is constraints.corr_cholesky:
-            rest = float((value.diagonal()[1:] ** 2).min())
+            entry = search.chart.entry_of(name)
+            judged = entry.correlation(point) if isinstance(entry, FactorEntry) else value
+            rest = float((judged.diagonal()[1:] ** 2).min())
             if rest < 2 * SINGULAR_CORRELATION:
                 corr = (value @ value.T).fill_diagonal_(0.0)
                 worst = float(corr.reshape(-1)[corr.abs().argmax()])

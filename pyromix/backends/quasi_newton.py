@@ -48,7 +48,9 @@ class Objective:
 
     def flat(self, t: np.ndarray) -> torch.Tensor:
         """Chart coordinates of a scaled vector."""
-        return torch.from_numpy(self.origin + self.unit * t)
+        flat = self.origin + self.unit * t
+        flat[np.abs(flat) < 1e-14 * np.abs(self.origin)] = 0.0  # a variance put at zero, up to rounding
+        return torch.from_numpy(flat)
 
     def record(self, flat: torch.Tensor) -> Record:
         """A run of the program there."""

@@ -176,6 +176,8 @@ class Fit:
         new_groups: str = "error",
         level: float = 0.9,
         seed: int = 0,
+        *,
+        offset: Any = None,
     ) -> Any:
         """Predict at the training rows or at new ones by running the same program.
 
@@ -198,6 +200,8 @@ class Fit:
             Coverage of the interval.
         seed
             Seed of draws; means and linear predictors of point fits use none.
+        offset
+            Offset of the new rows, where the model was given ``offset=`` as an array or Series.
 
         Raises
         ------
@@ -206,7 +210,7 @@ class Fit:
         UnsupportedError
             ``"marginal"`` or ``"conditional"`` for a structure whose levels depend on each other.
         """
-        return predict.predict(self, data, kind, new_groups, level, seed)
+        return predict.predict(self, data, kind, new_groups, level, seed, offset)
 
     def fitted(self) -> np.ndarray:
         """Expected response at the training rows, (n,)."""

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from pyro.poutine.messenger import Messenger
 
-from pyromix.errors import UnseenLevelError, UnsupportedError
+from pyromix.errors import ConfigError, UnseenLevelError, UnsupportedError
 from pyromix.running import Record, Site, run
 from pyromix.sites import Latent, annotation
 
@@ -44,10 +44,17 @@ class Rows:
     whole: np.ndarray | None = None
 
     @classmethod
-    def of(cls, fit: Fit, data: Any, policy: str) -> Rows:
+    def of(cls, fit: Fit, data: Any, policy: str, offset: Any = None) -> Rows:
         """The training rows for ``None``, else new ones, those with missing values left out."""
-        new_design = fit.new_design if data is not None and fit.new_design is not None else lambda data: data
-        args = fit.args if data is None else (new_design(data),)
+        if offset is not None and (data is None or fit.new_design is None):
+            raise ConfigError(
+                "predict(offset=...): only with new data of a formula fit; a program reads its own offset."
+            )
+
+        def new_design(data: Any, offset: Any) -> Any:
+            return data if fit.new_design is None else fit.new_design(data, offset=offset)
+
+        args = fit.args if data is None else (new_design(data, offset),)
         index = getattr(args[0], "index", None) if args else None
         index = index if isinstance(index, pd.Index) else None
         missing = getattr(args[0], "missing", None) if data is not None and fit.new_design is not None else None
@@ -55,7 +62,8 @@ class Rows:
         if missing is not None and bool(missing.any()):
             # a network would refuse NaN inputs, and one row must not cost the others their prediction
             whole = ~np.asarray(missing)
-            args = (new_design(_take(data, whole)),) if whole.any() else args
+            kept = offset if offset is None or isinstance(offset, str) else np.asarray(offset)[whole]
+            args = (new_design(_take(data, whole), kept),) if whole.any() else args
         unseen = getattr(args[0], "unseen", None) if args else None
         return cls(args, index, unseen if isinstance(unseen, Mapping) else {}, policy, whole)
 

@@ -234,6 +234,11 @@ def test_a_slope_whose_predictor_is_far_from_zero(shift: float) -> None:
     same(fit("y ~ x + (x | g)", df), fit("y ~ z + (z | g)", df.assign(z=df["x"] + shift)))
 
 
+def test_an_origin_far_away_is_no_boundary() -> None:
+    df = frame(0)
+    assert fit("y ~ z + (z | g)", df.assign(z=df["x"] + 100)).status is pmx.Status.CONVERGED
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_perfect_correlation_in_binary_data_is_a_singular_fit(seed: int) -> None:
     found = fit("hit ~ x + (x | g)", frame(seed), pmx.Binomial())
