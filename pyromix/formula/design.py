@@ -32,7 +32,7 @@ class RandomTerm:
     structure
         ``"iid"`` (one effect a level), ``"us"`` or ``"diag"``.
     index
-        (n,) int64 codes into ``levels``; -1 only in `Design.new`, for levels the fit has never seen.
+        (n,) int64 codes into ``levels``; -1, -2, ... only in `Design.new`, one for each level the fit has never seen.
     design
         (n, q) float64, or None for an intercept alone.
     levels
@@ -235,7 +235,7 @@ class Design:
         Returns
         -------
         Design
-            With ``index`` -1 in random terms for levels the fit has never seen, listed in ``unseen``.
+            With ``index`` -1, -2, ... in random terms for levels the fit has never seen, in the order of ``unseen``.
 
         Raises
         ------

@@ -127,7 +127,9 @@ def _new_terms(
         gone = np.logical_or.reduce([columns.groups[part].factor.codes < 0 for part in bar.group])  # type: ignore[union-attr]
         odd = odd & ~gone
         if odd.any():
-            unseen[name] = _labels_at([columns.groups[part].factor for part in bar.group], odd)
+            unseen[name], which = _labels_at([columns.groups[part].factor for part in bar.group], odd)
+            index = index.copy()
+            index[odd] = -1 - which  # one code a label: rows of one new level share its effect
         # a missing id makes the row NaN through x; its code must not look like an unseen level
         index = np.where(gone, 0, index)
         design = None
@@ -150,10 +152,12 @@ def _new_terms(
     return terms, unseen
 
 
-def _labels_at(factors: Sequence[Any], mask: np.ndarray) -> tuple[Any, ...]:
-    """Distinct labels of the rows where ``mask`` holds, in the order of the levels."""
+def _labels_at(factors: Sequence[Any], mask: np.ndarray) -> tuple[tuple[Any, ...], np.ndarray]:
+    """Distinct labels of the rows where ``mask`` holds, in the order of the levels, and each such row's label."""
     at = np.flatnonzero(mask)
     if len(factors) == 1:
-        return tuple(factors[0].levels[i] for i in np.unique(factors[0].codes[at]))
-    codes = np.unique(np.stack([factor.codes[at] for factor in factors], axis=1), axis=0)
-    return tuple(":".join(str(f.levels[i]) for f, i in zip(factors, row, strict=True)) for row in codes)
+        codes, which = np.unique(factors[0].codes[at], return_inverse=True)
+        return tuple(factors[0].levels[i] for i in codes), which
+    codes, which = np.unique(np.stack([factor.codes[at] for factor in factors], axis=1), axis=0, return_inverse=True)
+    labels = tuple(":".join(str(f.levels[i]) for f, i in zip(factors, row, strict=True)) for row in codes)
+    return labels, which.reshape(-1)

@@ -52,7 +52,9 @@ class Rows:
             )
 
         def new_design(data: Any, offset: Any) -> Any:
-            return data if fit.new_design is None else fit.new_design(data, offset=offset)
+            if fit.new_design is None:
+                return data
+            return fit.new_design(data) if offset is None else fit.new_design(data, offset=offset)
 
         args = fit.args if data is None else (new_design(data, offset),)
         index = getattr(args[0], "index", None) if args else None
