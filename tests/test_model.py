@@ -471,5 +471,5 @@ def test_an_offset_given_as_an_array_is_given_again_for_new_rows() -> None:
     fit = pmx.model("Reaction ~ Days + (1 | Subject)", df, offset=offset).fit(progress=False)
     np.testing.assert_allclose(fit.predict(df, offset=offset), fit.predict(), rtol=1e-12)
     np.testing.assert_allclose(fit.predict(df, offset=offset + 5), fit.predict() + 5, rtol=1e-12)
-    with pytest.raises(pmx.ConfigError, match="only for new data of a formula fit"):
+    with pytest.raises(pmx.ConfigError, match="new data of a formula fit"):
         fit.predict(offset=offset)
