@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from pyromix.results.plots import GREY, GRID, GROUP, INK, POPULATION
+from pyromix.results.plots import GREY, GROUP, INK, POPULATION, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def _drivers(canvas: Any, linear: Fit, neural: Fit) -> None:
     raw = linear.design.frame()
     axes = canvas.subplots(3, 3, sharex=True, sharey=True)
     for k, (axis, subject) in enumerate(zip(axes.flat, shown, strict=True)):
-        _tidy(axis)
+        tidy(axis)
         rows = raw["Subject"] == subject
         axis.fill_between(days, lower[k], upper[k], color=GROUP, alpha=0.16, linewidth=0)
         axis.plot(days, population, color=POPULATION, linewidth=1.4, linestyle=(0, (5, 2)))
@@ -83,7 +83,7 @@ def _ages(axis: Axes, linear: Fit, neural: Fit) -> None:
 
     age, share = by_bin(raw["age"]), by_bin(raw["use"])
     error = np.sqrt(share * (1 - share) / [len(rows) for rows in bins])
-    _tidy(axis)
+    tidy(axis)
     axis.vlines(age, share - 1.645 * error, share + 1.645 * error, color=GREY, linewidth=1.0)
     axis.plot(age, share, "o", color=INK, markersize=4.5, mew=0)
     axis.plot(age, by_bin(linear.fitted()), color=GROUP, linewidth=2.0)
@@ -107,7 +107,7 @@ def _districts(axis: Axes, linear: Fit) -> None:
     order = np.argsort(mean, kind="stable")
     lower, upper = np.quantile(draws[:, order], [0.05, 0.95], axis=0)
     population = linear.predict(women.head(1).assign(district="nowhere"), new_groups="zero")[0]
-    _tidy(axis)
+    tidy(axis)
     at = np.arange(len(levels))
     axis.axhline(population, color=POPULATION, linewidth=1.4, linestyle=(0, (5, 2)))
     axis.vlines(at, lower, upper, color=GROUP, alpha=0.35, linewidth=2.2)
@@ -125,13 +125,3 @@ def _districts(axis: Axes, linear: Fit) -> None:
 def _mark(axis: Axes, x: float, y: float, text: str, color: str, side: str = "right") -> None:
     """A legend entry as coloured text."""
     axis.text(x, y, text, transform=axis.transAxes, ha=side, va="center", color=color, fontsize=9)
-
-
-def _tidy(axis: Axes) -> None:
-    axis.grid(color=GRID, linewidth=0.7)
-    axis.set_axisbelow(True)
-    axis.tick_params(colors=INK, labelsize=8, length=0)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color(GREY)

@@ -139,14 +139,14 @@ def _check_numeric_response(column: Column) -> None:
     raise DataError(f"{column.where}: labels, not numbers; {plural(len(levels), 'value')}: {some(levels)}. {hint}")
 
 
-def refuse_missing(columns: Columns, rows: Rows, argument: str = "data") -> None:
+def refuse_missing(columns: Columns, rows: Rows, argument: str = "data", otherwise: str = "drop") -> None:
     """Raise for the first column with missing values, naming rows and remedies."""
     for column in columns.everything():
         mask = column.missing()
         if mask is not None:
             raise DataError(
                 f"{column.where}: {plural(int(mask.sum()), 'missing value')} in {argument}, "
-                f"{rows.few(mask)}. Fill or drop these rows, or pass missing='drop'."
+                f"{rows.few(mask)}. Fill or drop these rows, or pass missing={otherwise!r}."
             )
 
 

@@ -12,10 +12,10 @@ from pyromix.errors import DataError
 from pyromix.formula import checks
 from pyromix.formula.build import State
 from pyromix.formula.frame import align, read_frame
-from pyromix.formula.intake import Columns, check_missing_option, read_new_columns
+from pyromix.formula.intake import Columns, check_missing_option, read_new_columns, refuse_missing
 from pyromix.formula.levels import Factor, match
 from pyromix.formula.pieces import category_codes, read_response, refuse_argument, total_offset
-from pyromix.formula.rows import Rows, plural
+from pyromix.formula.rows import Rows
 
 
 def build_new(state: State, data: Any, *, offset: Any, missing: str, response: bool) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def build_new(state: State, data: Any, *, offset: Any, missing: str, response: b
     columns = read_new_columns(formula, frame, rows, state.columns, response)
     gone = columns.missing(n)
     if missing == "error":
-        _refuse_missing(columns, rows)
+        refuse_missing(columns, rows, "the new data", "propagate")
     complete = columns if not gone.any() else _strip(columns, ~gone)
     inner = rows if not gone.any() else rows.keep(~gone)
 
@@ -66,17 +66,6 @@ def build_new(state: State, data: Any, *, offset: Any, missing: str, response: b
         "unseen": unseen,
         "missing": gone if gone.any() else None,
     }
-
-
-def _refuse_missing(columns: Columns, rows: Rows) -> None:
-    """Under ``missing="error"`` new data must be complete."""
-    for column in columns.everything():
-        mask = column.missing()
-        if mask is not None:
-            raise DataError(
-                f"{column.where}: {plural(int(mask.sum()), 'missing value')} in the new data, "
-                f"{rows.few(mask)}. Fill or drop these rows, or pass missing='propagate'."
-            )
 
 
 def _strip(columns: Columns, mask: np.ndarray) -> Columns:

@@ -236,14 +236,19 @@ def _panels(
         axis.set_visible(k < count)
         if sharey and k < count <= k + columns:  # the lowest panel of its column
             axis.xaxis.set_tick_params(labelbottom=True)
-        axis.grid(color=GRID, linewidth=0.7)
-        axis.set_axisbelow(True)
-        axis.tick_params(colors=INK, labelsize=8, length=0)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axis.spines[side].set_color(GREY)
+        tidy(axis)
     return figure, list(grid.flat)[:count]
+
+
+def tidy(axis: Axes) -> None:
+    """The look every panel shares: a light grid behind the data, no box."""
+    axis.grid(color=GRID, linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.tick_params(colors=INK, labelsize=8, length=0)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_color(GREY)
 
 
 def _column_count(count: int) -> int:
