@@ -60,7 +60,7 @@ class Fit:
         design: Any = None,
         family: Any = None,
         formula_text: str | None = None,
-        new_design: Callable[[Any], Any] | None = None,
+        new_design: Callable[..., Any] | None = None,
         forced: bool = False,
     ) -> None:
         self.estimate = estimate
