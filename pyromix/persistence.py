@@ -27,7 +27,7 @@ from pyromix.formula.design import Design
 from pyromix.parameters import decode, encode
 from pyromix.results import Fit
 from pyromix.results.storage import estimate_from_payload, pack, read_container, split_payload, unpack
-from pyromix.running import Program
+from pyromix.running import Program, run
 
 Arrays = dict[str, np.ndarray]
 
@@ -148,7 +148,8 @@ def load(
     Parameters
     ----------
     program
-        For the fit of a program: that program; its source must be unchanged.
+        For the fit of a program: that program; its source must be unchanged. The saved weights are loaded into the
+        networks it holds.
     module
         For a fit with a neural mean: a module of the same structure; a copy of it gets the saved weights. For a program
         with a network: that network, which gets the saved weights; for several, a mapping from their sites' names.
@@ -278,15 +279,16 @@ def _load_program(
         raise ConfigError(f"{path}: this fit is of a program; pass it: pyromix.load(path, program=...).")
     if source_hash(program) != extra["hash"]:
         raise CheckpointError(f"{path}: the program given is not the one that was fitted (its source has changed).")
-    for name, described in extra["modules"].items():
-        own = module.get(name) if isinstance(module, Mapping) else module
-        _restore(path, described, arrays, own, f"{name}.")
     args = tuple(
         _load_design(path, arg["design"], arrays, _AnyFamily(), functions)
         if "design" in arg
         else unpack(arg["plain"], arrays)
         for arg in extra["args"]
     )
+    own = {name: site.role.module for name, site in run(program, args, hypers="moderate", seed=0).functions.items()}
+    for name, described in extra["modules"].items():
+        given = module.get(name) if isinstance(module, Mapping) else module
+        _restore(path, described, arrays, own.get(name) if given is None else given, f"{name}.")
     return program, args, {}
 
 

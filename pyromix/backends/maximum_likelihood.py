@@ -11,6 +11,7 @@ from torch.distributions import constraints
 
 from pyromix.backends import diagnose
 from pyromix.backends.base import AbstractBackend
+from pyromix.backends.centre import centre_outputs
 from pyromix.backends.chart import natural_chart
 from pyromix.backends.checkpoint import Checkpoint, identity
 from pyromix.backends.journal import Journal
@@ -108,6 +109,7 @@ class MaximumLikelihood(AbstractBackend):
 
     def _train(self, program: Program, args: tuple[Any, ...], plan: Plan, seed: int, progress: bool) -> Trained:
         """Train networks where they stand, coefficients among the hyper-parameters."""
+        centre_outputs(program, args, plan)
         marginal = self._choose(program, args, plan)
         kept = Exact() if isinstance(marginal, Exact) else marginal
         start = Search(self, kept, program, args, plan, None)

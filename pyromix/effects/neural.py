@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyro
 import torch
@@ -25,8 +26,9 @@ class NeuralEffect:
     name
         Name of the effect.
     module
-        Any ``torch.nn.Module`` whose output is ``(n,)`` or ``(n, K)``. Backends learn its weights where they stand;
-        float64 weights are advised (``module.double()``).
+        Any ``torch.nn.Module`` whose output is ``(n,)`` or ``(n, K)``. Backends learn its weights where they stand.
+        Inputs are handed over in the precision of its weights and its output is taken in as float64; float64 weights
+        are advised (``module.double()``).
     prior
         ``None`` (weights are estimated), or a scalar distribution for every weight.
 
@@ -53,9 +55,10 @@ class NeuralEffect:
         NumericalError
             The network returned a value that is not finite.
         DataTypeError
-            The input, or the output, is not made of tensors; or weights and input differ in precision.
+            The input, or the output, is not made of tensors.
         DataError
-            Its output is not ``(n,)`` or ``(n, K)``; ``(n, 1)`` would broadcast against a response silently.
+            The module refused the input's shape; or its output is not ``(n,)`` or ``(n, K)``: ``(n, 1)`` would
+            broadcast against a response silently.
         """
         tensors = list(x.values()) if isinstance(x, Mapping) else [x]
         if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
@@ -68,7 +71,7 @@ class NeuralEffect:
         if value.dim() not in (1, 2) or len(value) != n or value.shape[1:] == (1,):
             raise DataError(
                 f"NeuralEffect({self.name!r}): the module returned shape {tuple(value.shape)}, expected ({n},); "
-                "end it with .squeeze(-1)."
+                "end it with torch.nn.Flatten(0), or .squeeze(-1)."
             )
         if not bool(torch.isfinite(value).all()):
             row = int((~torch.isfinite(value)).reshape(n, -1).any(1).nonzero()[0])
@@ -80,19 +83,22 @@ class NeuralEffect:
         point = Delta(value, event_dim=value.dim()).mask(False)
         return pyro.sample(self.name, point, obs=value, infer=annotate(role, _deterministic=True))
 
-    def _evaluate(self, x: torch.Tensor | Mapping[str, torch.Tensor], tensors: list[torch.Tensor]) -> torch.Tensor:
+    def _evaluate(self, x: torch.Tensor | Mapping[str, torch.Tensor], tensors: list[torch.Tensor]) -> Any:
         weights = {key: self._weight(key, weight) for key, weight in self.module.named_parameters()}
+        dtypes = {weight.dtype for weight in weights.values() if weight.dtype.is_floating_point}
+        if len(dtypes) == 1:
+            (dtype,) = dtypes
+            x = {k: _cast(v, dtype) for k, v in x.items()} if isinstance(x, Mapping) else _cast(x, dtype)
         try:
-            return self.module(x) if self.prior is None else torch.func.functional_call(self.module, weights, (x,))
+            value = self.module(x) if self.prior is None else torch.func.functional_call(self.module, weights, (x,))
         except RuntimeError as error:
-            kinds = {tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point}
-            own = {weight.dtype for weight in weights.values() if weight.dtype.is_floating_point}
-            if not kinds or not own or kinds == own:
+            if "shape" not in str(error):
                 raise
-            raise DataTypeError(
-                f"NeuralEffect({self.name!r}): {type(self.module).__name__} has weights of {_names(own)} and an input "
-                f"of {_names(kinds)}; call module.double(), or convert the input."
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+            raise DataError(
+                f"NeuralEffect({self.name!r}): {type(self.module).__name__} refused an input of shape {shapes}: {error}"
             ) from error
+        return _cast(value, torch.float64) if isinstance(value, torch.Tensor) else value
 
     def _weight(self, key: str, weight: torch.Tensor) -> torch.Tensor:
         if self.prior is None:
@@ -103,5 +109,6 @@ class NeuralEffect:
         return pyro.sample(name, prior, infer=annotate(Hyper(constraints.real)))
 
 
-def _names(dtypes: set[torch.dtype]) -> str:
-    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor in this precision; integer codes stay codes."""
+    return tensor.to(dtype) if tensor.dtype.is_floating_point else tensor

@@ -50,7 +50,7 @@ class RandomTerm:
     terms: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Design:
     r"""Response, model matrices and group codes of :math:`\eta = X\beta + \sum_t Z_t u_t + o`.
 
@@ -272,6 +272,11 @@ class Design:
             index=self.index[at],
             state=state,
         )
+
+    def __repr__(self) -> str:
+        terms = ", ".join(f"{term.name} ({len(term.levels)} levels)" for term in self.terms)
+        size = f"{self.n} rows, {len(self.columns)} columns"
+        return f"<Design {self.formula.text!r}: {size}; {terms or 'no random terms'}>"
 
     @property
     def n(self) -> int:

@@ -146,10 +146,9 @@ class MLP(nn.Module):
         torch.Tensor
             float64, ``(n,)`` with one output, else ``(n, n_outputs)``.
         """
-        if not self.built:
-            raise ConfigError(
-                "MLP: the number of inputs is still open; call build(n_inputs) before the module is used."
-            )
+        if not self.built:  # the first input settles the size, and the scale if the module standardises
+            numeric = inputs["numeric"] if isinstance(inputs, Mapping) else inputs
+            self.build(numeric.shape[-1], numeric.detach())
         x = self._features(inputs)
         out = self.output(self.layers(x))
         if self.skip:

@@ -178,6 +178,7 @@ class Fit:
         seed: int = 0,
         *,
         offset: Any = None,
+        missing: str = "propagate",
     ) -> Any:
         """Predict at the training rows or at new ones by running the same program.
 
@@ -202,6 +203,8 @@ class Fit:
             Seed of draws; means and linear predictors of point fits use none.
         offset
             Offset of the new rows, where the model was given ``offset=`` as an array or Series.
+        missing
+            Rows of a data frame with missing values: ``"propagate"`` predicts NaN for them, ``"error"`` refuses.
 
         Raises
         ------
@@ -210,7 +213,8 @@ class Fit:
         UnsupportedError
             ``"marginal"`` or ``"conditional"`` for a structure whose levels depend on each other.
         """
-        return predict.predict(self, data, kind, new_groups, level, seed, offset)
+        how = {} if missing == "propagate" else {"missing": missing}
+        return predict.predict(self, data, kind, new_groups, level, seed, offset=offset, **how)
 
     def fitted(self) -> np.ndarray:
         """Expected response at the training rows, (n,)."""

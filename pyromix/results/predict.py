@@ -31,14 +31,14 @@ MAX_ENTRIES = 20_000_000  # of an array (draws, rows); more rows get fewer draws
 MIN_DRAWS = 100
 
 
-def predict(fit: Fit, data: Any, kind: str, new_groups: str, level: float, seed: int, offset: Any = None) -> Any:
+def predict(fit: Fit, data: Any, kind: str, new_groups: str, level: float, seed: int, **how: Any) -> Any:
     """`Fit.predict`."""
     for name, value, allowed in (("kind", kind, KINDS), ("new_groups", new_groups, POLICIES)):
         if value not in allowed:
             raise ConfigError(f"predict({name}={value!r}): choose one of {', '.join(map(repr, allowed))}.")
     if not 0 < level < 1:
         raise ConfigError(f"predict(level={level!r}): must lie between 0 and 1, e.g. 0.9.")
-    rows = Rows.of(fit, data, new_groups, offset)
+    rows = Rows.of(fit, data, new_groups, **how)
     if rows.whole is not None and not rows.whole.any():
         return _nothing(rows, kind)
     if kind in ("mean", "linear"):

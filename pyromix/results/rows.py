@@ -44,8 +44,9 @@ class Rows:
     whole: np.ndarray | None = None
 
     @classmethod
-    def of(cls, fit: Fit, data: Any, policy: str, offset: Any = None) -> Rows:
+    def of(cls, fit: Fit, data: Any, policy: str, **how: Any) -> Rows:
         """The training rows for ``None``, else new ones, those with missing values left out."""
+        offset = how.pop("offset", None)
         if offset is not None and (data is None or fit.new_design is None):
             raise ConfigError(
                 "predict(offset=...): only with new data of a formula fit; a program reads its own offset."
@@ -54,7 +55,8 @@ class Rows:
         def new_design(data: Any, offset: Any) -> Any:
             if fit.new_design is None:
                 return data
-            return fit.new_design(data) if offset is None else fit.new_design(data, offset=offset)
+            given = how if offset is None else {**how, "offset": offset}
+            return fit.new_design(data, **given)
 
         args = fit.args if data is None else (new_design(data, offset),)
         index = getattr(args[0], "index", None) if args else None

@@ -139,12 +139,21 @@ def _random(fit: Fit) -> str:
         last = group
     counts = {group: len(effects[0].role.levels) for group, effects in found.items()}
     sizes = "; ".join(f"{name}, {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
-    tail = f"Number of obs: {fit.n_obs:g}" + (f", groups: {sizes}" if sizes else "")
+    tail = f"Number of obs: {fit.n_obs:g}" + (f", groups: {sizes}" if sizes else "") + _left_out(fit)
     if len(rows) == 1:
         return tail
     if not any(corr.values()):
         rows = [row[:4] for row in rows]
     return "Random effects:\n" + _aligned(rows, left=(0, 1, 4), indent=" ", gap=" ") + "\n" + tail
+
+
+def _left_out(fit: Fit) -> str:
+    """Rows and categories that the data had and the fit does not."""
+    dropped = getattr(fit.design, "n_dropped", 0)
+    unused = getattr(fit.design, "unused_levels", None) or {}
+    lines = [f"{dropped} rows dropped for missing values"] if dropped else []
+    lines += [f"Unused levels of {name}: {', '.join(map(str, levels))}" for name, levels in unused.items()]
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _correlation_cells(fit: Fit, group: str, values: np.ndarray, row: int) -> list[str]:

@@ -39,7 +39,9 @@ def fixed_effects(fit: Fit, level: float) -> pd.DataFrame:
         se = np.sqrt([value if value >= 0 else np.nan for value in variance])
         half = ndtri((1 + level) / 2) * se
         lower, upper = estimate - half, estimate + half
-    return pd.DataFrame({"estimate": estimate, "se": se, "lower": lower, "upper": upper}, index=labels, dtype=float)
+    table = pd.DataFrame({"estimate": estimate, "se": se, "lower": lower, "upper": upper}, index=labels, dtype=float)
+    dropped = [name for name in getattr(fit.design, "aliased", ()) if name not in table.index]
+    return table.reindex([*table.index, *dropped]) if dropped else table
 
 
 def coefficient_covariance(fit: Fit) -> pd.DataFrame:

@@ -184,9 +184,14 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
         MLP(**arguments)
 
 
-def test_use_before_build_and_build_without_what_it_needs() -> None:
-    with pytest.raises(pmx.ConfigError, match=r"call build\(n_inputs\)"):
-        MLP()(torch.zeros(2, 3))
+def test_the_first_input_settles_an_open_size() -> None:
+    x = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+    module = MLP(standardize=True)
+    assert module(x).shape == (2,)
+    assert module.n_inputs == 3 and torch.equal(module.input_mean, x.mean(0))
+
+
+def test_build_without_what_it_needs() -> None:
     with pytest.raises(pmx.ConfigError, match="standardize=True needs the training columns"):
         MLP(3, standardize=True).build(3)
     with pytest.raises(pmx.ConfigError, match=r"build\(n_inputs=0\): the module has no input"):
