@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pyromix.backends import AbstractBackend, MaximumLikelihood
+from pyromix.backends.base import check_seed
 from pyromix.composition import linear_columns, network_inputs
 from pyromix.covariances import Covariance
 from pyromix.defaults import all_proper, compose
@@ -42,12 +43,13 @@ class Model:
         self.design, self.program = design, program
         self.formula = design.formula.text
 
-    def fit(self, backend: AbstractBackend | None = None, *, seed: int = 0, progress: bool = True) -> Fit:
+    def fit(self, backend: AbstractBackend | None = None, seed: int = 0, progress: bool = True) -> Fit:
         """Fit by a backend, by default `pyromix.MaximumLikelihood`.
 
         A neural mean is copied first: the module handed to `pyromix.model` keeps its weights, every fit has its own.
         """
         backend = _checked_backend(backend)
+        check_seed(seed)
         self._check_identified(backend)
         program = self.program
         if program.network is not None:
@@ -161,7 +163,7 @@ def model(
 
 
 def fit(
-    program: Program, data: Any, backend: AbstractBackend | None = None, *, seed: int = 0, progress: bool = True
+    program: Program, data: Any, backend: AbstractBackend | None = None, seed: int = 0, progress: bool = True
 ) -> Fit:
     """Fit any Pyro program ``program(data)`` that observes through `pyromix.observe`.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from numbers import Integral
 from typing import Any
 
 import torch
 
+from pyromix.errors import ConfigError
 from pyromix.results import Fit
 from pyromix.results.estimate import Estimate
 from pyromix.running import Program, Record, run
@@ -31,11 +33,18 @@ class AbstractBackend(ABC):
             Show a progress bar on long work.
         """
 
-    def fit(self, program: Program, data: Any, *, seed: int = 0, progress: bool = True) -> Fit:
+    def fit(self, program: Program, data: Any, seed: int = 0, progress: bool = True) -> Fit:
         """Fit ``program(data)``, and wrap the estimate; the response is checked by its family first."""
+        check_seed(seed)
         args = (data,)
         check_responses(run(program, args, hypers="moderate", seed=seed))
         return Fit(self.estimate(program, args, seed=seed, progress=progress), program, args)
+
+
+def check_seed(seed: Any) -> None:
+    """`ConfigError` for a seed that is no integer in range."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise ConfigError(f"fit(seed={seed!r}): must be an integer from 0 to 2**63 - 1.")
 
 
 def check_responses(record: Record) -> None:

@@ -145,7 +145,8 @@ def _boundary(search: Search, point: Mapping[str, torch.Tensor]) -> list[HealthR
                         worst,
                         1 - SINGULAR_CORRELATION,
                         name.removesuffix("_cholesky"),
-                        "Boundary (singular) fit: effects are perfectly correlated; simplify the term, e.g. with '||'.",
+                        "Boundary (singular) fit: the correlation matrix is singular (the value is its largest "
+                        "correlation); simplify the term, e.g. with '||'.",
                     )
                 )
     return out

@@ -151,7 +151,7 @@ def _left_out(fit: Fit) -> str:
     """Rows and categories that the data had and the fit does not."""
     dropped = getattr(fit.design, "n_dropped", 0)
     unused = getattr(fit.design, "unused_levels", None) or {}
-    lines = [f"{dropped} rows dropped for missing values"] if dropped else []
+    lines = [f"{dropped} row{'s' if dropped > 1 else ''} dropped for missing values"] if dropped else []
     lines += [f"Unused levels of {name}: {', '.join(map(str, levels))}" for name, levels in unused.items()]
     return "".join(f"\n{line}" for line in lines)
 
