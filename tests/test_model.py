@@ -473,3 +473,16 @@ def test_an_offset_given_as_an_array_is_given_again_for_new_rows() -> None:
     np.testing.assert_allclose(fit.predict(df, offset=offset + 5), fit.predict() + 5, rtol=1e-12)
     with pytest.raises(pmx.ConfigError, match="new data of a formula fit"):
         fit.predict(offset=offset)
+
+
+def test_what_was_left_out_is_shown() -> None:
+    df = pmx.datasets.load("sleepstudy").assign(twice=lambda d: 2 * d["Days"])
+    df.loc[[3, 50], "Reaction"] = np.nan
+    with pytest.warns(pmx.RankWarning, match="twice"):
+        model = pmx.model("Reaction ~ Days + twice + (1 | Subject)", df, missing="drop")
+    fit = model.fit(progress=False)
+    assert "2 rows dropped for missing values" in str(fit.summary())
+    assert np.isnan(fit.fixed_effects().loc["twice", "estimate"])
+    assert list(fit.fixed_effects().index) == ["Intercept", "Days", "twice"]
+    with pytest.raises(pmx.DataError, match="missing value"):
+        fit.predict(df.assign(Days=np.nan), missing="error")

@@ -43,7 +43,7 @@ class AbstractBackend(ABC):
 
 def check_seed(seed: Any) -> None:
     """`ConfigError` for a seed that is no integer in range."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
         raise ConfigError(f"fit(seed={seed!r}): must be an integer from 0 to 2**63 - 1.")
 
 
