@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyromix.errors import PyromixWarning, UnseenLevelError
+from pyromix.errors import PyromixError, PyromixWarning, UnseenLevelError
 from pyromix.formula.build import State, build
 from pyromix.formula.parse import Formula
 from pyromix.formula.replay import build_new
@@ -244,9 +244,21 @@ class Design:
         """
         assert self.state is not None
         parts = build_new(self.state, data, offset=offset, missing=missing, response=response)
+        if not response and isinstance(self.formula.response, tuple):
+            parts["trials"] = self._new_trials(data, offset, missing, parts["missing"])
         for name in ("formula", "response", "columns", "factors", "levels", "aliased", "state"):
             parts[name] = getattr(self, name)
         return Design(**_with_terms(parts))
+
+    def _new_trials(self, data: Any, offset: Any, missing: str, gone: Any) -> Any:
+        """Trials of new rows where their columns are there and complete; the successes are not used."""
+        assert self.state is not None
+        try:
+            parts = build_new(self.state, data, offset=offset, missing=missing, response=True)
+        except PyromixError:
+            return None
+        same = (gone is None) == (parts["missing"] is None) and (gone is None or bool((gone == parts["missing"]).all()))
+        return parts["trials"] if same else None
 
     def subset(self, rows: torch.Tensor) -> Design:
         """The same design on some of its rows, for a program to run on; levels keep their codes.

@@ -79,7 +79,11 @@ def test_the_response_is_not_read_unless_asked_for(data: pd.DataFrame) -> None:
 def test_trials_of_new_data(data: pd.DataFrame) -> None:
     data["s"], data["n"] = np.arange(N), np.arange(N) + 3
     design = fit("cbind(s, n - s) ~ x", data)
-    assert design.new(data).trials is None
+    got = design.new(data)  # trials are read where they are there; successes never are
+    assert got.y is None and got.trials.tolist() == [k + 3 for k in range(N)]  # type: ignore[union-attr]
+    assert design.new(data.drop(columns="n")).trials is None
+    gone = data.assign(s=[np.nan, *range(1, N)])
+    assert design.new(gone).trials is None and design.new(gone).missing is None
     new = design.new(data.iloc[:4], response=True)
     assert new.y.tolist() == [0, 1, 2, 3] and new.trials.tolist() == [3, 4, 5, 6]  # type: ignore[union-attr]
 
