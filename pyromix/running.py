@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to, constraints
@@ -36,13 +37,17 @@ class Site:
 
 @dataclass
 class Record:
-    """What one run of a program declared, by role, each in program order."""
+    """What one run of a program declared, by role, each in program order.
+
+    `plain` and `observed` hold the latent and the observed sites of a program that are none of pyromix's.
+    """
 
     hypers: dict[str, Site] = field(default_factory=dict)
     latents: dict[str, Site] = field(default_factory=dict)
     functions: dict[str, Site] = field(default_factory=dict)
     data: dict[str, Site] = field(default_factory=dict)
     plain: dict[str, Site] = field(default_factory=dict)
+    observed: dict[str, Site] = field(default_factory=dict)
     deterministic: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def log_prior(self) -> torch.Tensor:
@@ -76,6 +81,8 @@ class _Recorder(Messenger):
             msg["value"] = msg["fn"].mean
         elif isinstance(role, Hyper) and self.hypers == "moderate":
             msg["value"] = _moderate(msg["fn"], role.support)
+        elif role is None and self.hypers == "moderate" and is_continuous(msg["fn"]):
+            msg["value"] = _moderate(msg["fn"], msg["fn"].support)
         else:
             return  # drawn from its prior
         msg["done"] = True
@@ -94,8 +101,22 @@ class _Recorder(Messenger):
             self.record.functions[name] = site
         elif isinstance(role, Data):
             self.record.data[name] = site
-        elif type(msg["fn"]).__name__ != "_Subsample":
+        elif type(msg["fn"]).__name__ == "_Subsample":
+            return
+        elif msg["is_observed"]:
+            self.record.observed[name] = site
+        else:
             self.record.plain[name] = site
+
+
+def is_continuous(fn: Any) -> bool:
+    """Whether a site has a density over an interval or a manifold: not discrete, not a point, not a plate's indices."""
+    if type(fn).__name__ == "_Subsample":
+        return False
+    base = fn
+    while isinstance(base, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+        base = base.base_dist
+    return not isinstance(base, dist.Delta) and not fn.support.is_discrete
 
 
 def _moderate(prior: Any, support: constraints.Constraint) -> torch.Tensor:
@@ -128,8 +149,9 @@ def run(
     latents
         What a random-effect site left out of `values` holds: ``"zero"``, or ``"prior"`` for a draw.
     hypers
-        What a hyper-parameter left out holds: a draw from its ``"prior"``, or a ``"moderate"`` random value, of unit
-        size on the unconstrained scale (a draw from a vague prior overflows most programs).
+        What a hyper-parameter, or a continuous site of Pyro's own, left out holds: a draw from its ``"prior"``, or a
+        ``"moderate"`` random value, of unit size on the unconstrained scale (a draw from a vague prior overflows most
+        programs, and an improper prior has none).
     seed
         Seed of those draws; the global random state is restored afterwards either way.
     """
@@ -139,6 +161,8 @@ def run(
         recorder = _Recorder(values or {}, latents, hypers)
         with recorder:
             program(*args)
-    if not recorder.record.data:
-        raise DataError("the program observes nothing through pyromix.observe; add one observe(...) statement.")
+    if not recorder.record.data and not recorder.record.observed:
+        raise DataError(
+            "the program observes nothing; add a pyromix.observe(...) statement, or a pyro.sample(..., obs=...)."
+        )
     return recorder.record

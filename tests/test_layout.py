@@ -36,7 +36,7 @@ LAYERS: dict[str, set[str] | type(...)] = {
     "marginal": {"compile", "distributions", "linalg", "running", "sites"},
     "backends": {"compile", "marginal", "results", "running", "sites"},
     "formula": set(),
-    "results": {"program", "running", "sites"},
+    "results": {"marginal", "program", "running", "sites"},
     "datasets": set(),
     "persistence": {
         *("backends", "composition", "covariances", "families", "formula"),
@@ -68,7 +68,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "source": {"pyro", "torch"},
     "compile": {"pyro", "torch"},
     "marginal": {"numpy", "pyro", "scipy", "torch"},
-    "backends": {"numpy", "pyro", "safetensors", "scipy", "torch", "tqdm"},
+    "backends": {"numpy", "nutpie", "pyro", "safetensors", "scipy", "torch", "tqdm"},
     "formula": {"numpy", "pandas", "patsy", "scipy", "torch"},
     "results": {"arviz", "h5netcdf", "matplotlib", "numpy", "pandas", "pyro", "safetensors", "scipy", "torch"}
     | {"tqdm", "xarray"},

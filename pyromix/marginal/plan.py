@@ -114,6 +114,12 @@ def make_plan(program: Program, args: tuple[Any, ...], seed: int = 0) -> Plan:
 
 def data_of(record: Record) -> Data:
     """The program's one observation."""
+    if not record.data or record.observed:
+        names = ", ".join(map(repr, record.observed))
+        raise UnsupportedError(
+            f"the marginalisers take programs that observe through pyromix.observe; {names} is observed by pyro.sample. "
+            "Write it with observe(...), or sample the program with NUTS(marginal=None)."
+        )
     if len(record.data) > 1:
         raise UnsupportedError(
             f"the program observes {len(record.data)} responses ({', '.join(record.data)}); the marginalisers take "

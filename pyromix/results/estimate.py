@@ -59,7 +59,9 @@ class Estimate:
         ``draw(n, seed)`` -> site -> (n, *shape): draws from the posterior, or for a point estimate from its stated
         Gaussian approximation. Deterministic in the seed.
     log_likelihood
-        Maximised log-likelihood with all constants; the restricted one under REML.
+        Maximised log-likelihood with all constants; the restricted one under REML. NaN for draws.
+    log_evidence
+        For draws: an estimate of ``log p(y)``, priors integrated out: by importance sampling, or a lower bound (ELBO).
     n_parameters
         Degrees of freedom: estimated coefficients, variances, correlations, dispersions and network weights.
     settings
@@ -90,6 +92,7 @@ class Estimate:
     state: Mapping[str, torch.Tensor] = field(default_factory=dict)
     n_draws: int | None = None
     chains: int = 1
+    log_evidence: float = float("nan")
 
     @property
     def restricted(self) -> bool:
