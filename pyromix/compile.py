@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from torch.distributions import biject_to
+from pyro.poutine.messenger import Messenger
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from pyromix.errors import ConfigError, DataError, NumericalError, UnsupportedError
-from pyromix.running import Program, Record, Site, isolated, run
+from pyromix.running import Program, Record, Site, bijection, isolated, run
 
 Function = Callable[..., Any]
 log = logging.getLogger(__name__)
@@ -304,29 +304,47 @@ class Potential:
 
     def __init__(self, program: Program, args: tuple[Any, ...]) -> None:
         self.program, self.args = program, args
-        base = run(program, args, hypers="moderate", latents="prior", seed=0)
-        sites: dict[str, Site] = {**base.hypers, **base.latents, **base.plain}
+        sites = self._sites(seed=0)
         self.names = tuple(sites)
-        self._transforms = {name: biject_to(site.fn.support) for name, site in sites.items()}
+        self._transforms = _transforms(sites)
         self._shapes = {name: self._transforms[name].inverse_shape(site.value.shape) for name, site in sites.items()}
         self.size = sum(shape.numel() for shape in self._shapes.values())
+        self._moving = self._supports_move(self._sites(seed=1))
         self.example = self.flat({name: site.value for name, site in sites.items()})
+
+    def _sites(self, values: dict[str, torch.Tensor] | None = None, seed: int = 0) -> dict[str, Site]:
+        record = run(self.program, self.args, values, hypers="moderate", latents="prior", seed=seed)
+        return {**record.hypers, **record.latents, **record.plain}
+
+    def _supports_move(self, others: dict[str, Site]) -> bool:
+        """Whether a support depends on the value of another site, as that of ``Uniform(0, a)`` does."""
+        if {name: site.value.shape for name, site in others.items()} != {
+            name: self._transforms[name].forward_shape(shape) for name, shape in self._shapes.items()
+        }:
+            raise UnsupportedError(
+                f"the sites of the program are not the same in every run ({', '.join(self.names)} in one, "
+                f"{', '.join(others)} in another, or of other shapes); a sampler needs one fixed set."
+            )
+        elsewhere = _transforms(others)
+        at = {name: torch.full(shape, 0.3, dtype=torch.float64) for name, shape in self._shapes.items()}
+        return any(not torch.equal(self._transforms[name](z), elsewhere[name](z)) for name, z in at.items())
 
     def flat(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
         """The vector of site values."""
-        parts = [self._transforms[name].inv(values[name]).reshape(-1) for name in self.names]
+        transforms = _transforms(self._sites(values)) if self._moving else self._transforms
+        parts = [transforms[name].inv(values[name]).reshape(-1) for name in self.names]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
     def values(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
         """Site values at a vector; gradients flow."""
-        return {name: value for name, (_, value) in self._parts(z).items()}
+        return {name: value for name, (_, value, _) in self._parts(z).items()}
 
     def __call__(self, z: torch.Tensor) -> torch.Tensor:
         parts = self._parts(z)
-        values = {name: value for name, (_, value) in parts.items()}
+        values = {name: value for name, (_, value, _) in parts.items()}
         total = log_density(self.program, self.args, values)
-        for name, (part, value) in parts.items():
-            total = total + self._transforms[name].log_abs_det_jacobian(part, value).sum()
+        for part, value, transform in parts.values():
+            total = total + transform.log_abs_det_jacobian(part, value).sum()
         return -total
 
     def value_and_gradient(self, *, mode: str = "auto", evaluations: int) -> Compiled:
@@ -348,10 +366,44 @@ class Potential:
         # outside a trace the autograd engine is twice as fast as the functional gradient
         return Compiled(eager, [self.example], "eager", made.reason) if made.mode == "eager" else made
 
-    def _parts(self, z: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def _parts(self, z: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor, Any]]:
+        """By site: its part of z, its value, the transform that links them."""
         pieces = z.split([self._shapes[name].numel() for name in self.names])
         shaped = {name: piece.reshape(self._shapes[name]) for name, piece in zip(self.names, pieces, strict=True)}
-        return {name: (piece, self._transforms[name](piece)) for name, piece in shaped.items()}
+        if self._moving:
+            with isolated(), torch.random.fork_rng(devices=[]), _Constrain(shaped) as constrain:
+                self.program(*self.args)
+            return constrain.parts
+        return {name: (piece, self._transforms[name](piece), self._transforms[name]) for name, piece in shaped.items()}
+
+
+class _Constrain(Messenger):
+    """Run a program at unconstrained values, each site through the support that it has there and then."""
+
+    def __init__(self, pieces: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.pieces = pieces
+        self.parts: dict[str, tuple[torch.Tensor, torch.Tensor, Any]] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.pieces:
+            piece, transform = self.pieces[msg["name"]], bijection(msg["fn"])
+            msg["value"], msg["done"] = transform(piece), True
+            self.parts[msg["name"]] = (piece, msg["value"], transform)
+
+
+def _transforms(sites: dict[str, Site]) -> dict[str, Any]:
+    """The bijection of every site; `UnsupportedError` naming one that has none."""
+    found = {name: bijection(site.fn) for name, site in sites.items()}
+    for name, transform in found.items():
+        if transform is None:
+            kind = type(sites[name].fn).__name__
+            raise UnsupportedError(
+                f"site {name!r} ({kind}) has no density over real numbers, so NUTS, SVI and their like cannot take it. "
+                "If it is discrete, sum it out in the program (torch.logsumexp over its values, or a mixture "
+                "distribution); a point mass is pyro.deterministic; a support of one's own needs torch's biject_to."
+            )
+    return found
 
 
 def log_joint(program: Program, args: tuple[Any, ...]) -> Potential:

@@ -80,9 +80,10 @@ class _Recorder(Messenger):
         elif isinstance(role, Latent) and self.default == "zero":
             msg["value"] = msg["fn"].mean
         elif isinstance(role, Hyper) and self.hypers == "moderate":
-            msg["value"] = _moderate(msg["fn"], role.support)
-        elif role is None and self.hypers == "moderate" and is_continuous(msg["fn"]):
-            msg["value"] = _moderate(msg["fn"], msg["fn"].support)
+            support = constraints.positive if role.support is constraints.nonnegative else role.support
+            msg["value"] = _moderate(msg["fn"], biject_to(support))
+        elif role is None and self.hypers == "moderate" and (transform := bijection(msg["fn"])) is not None:
+            msg["value"] = _moderate(msg["fn"], transform)
         else:
             return  # drawn from its prior
         msg["done"] = True
@@ -109,18 +110,23 @@ class _Recorder(Messenger):
             self.record.plain[name] = site
 
 
-def is_continuous(fn: Any) -> bool:
-    """Whether a site has a density over an interval or a manifold: not discrete, not a point, not a plate's indices."""
-    if type(fn).__name__ == "_Subsample":
-        return False
+def bijection(fn: Any) -> Any:
+    """The transform of real vectors onto a distribution's support; ``None`` where there is none.
+
+    Discrete distributions and point masses have none, nor have the indices of a plate.
+    """
     base = fn
     while isinstance(base, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
         base = base.base_dist
-    return not isinstance(base, dist.Delta) and not fn.support.is_discrete
+    if isinstance(base, dist.Delta) or type(base).__name__ == "_Subsample":
+        return None
+    try:
+        return None if fn.support.is_discrete else biject_to(fn.support)
+    except NotImplementedError:  # a distribution that declares no support, or a support without a transform
+        return None
 
 
-def _moderate(prior: Any, support: constraints.Constraint) -> torch.Tensor:
-    transform = biject_to(constraints.positive if support is constraints.nonnegative else support)
+def _moderate(prior: Any, transform: Any) -> torch.Tensor:
     shape = transform.inverse_shape(prior.batch_shape + prior.event_shape)
     return transform(torch.rand(shape, dtype=torch.float64) * 2 - 1)
 
