@@ -135,6 +135,8 @@ def double(prior: Distribution, label: str, dtype: torch.dtype = torch.float64) 
         return double(prior.base_dist, label, dtype).to_event(prior.reinterpreted_batch_ndims)
     if isinstance(prior, dist.ExpandedDistribution):
         return double(prior.base_dist, label, dtype).expand(prior.batch_shape)
+    if isinstance(prior, dist.ImproperUniform):  # holds no numbers, and cannot be drawn from
+        return prior
     if type(prior) is dist.TransformedDistribution:
         return dist.TransformedDistribution(double(prior.base_dist, label, dtype), prior.transforms)
     known = type(prior).__name__ in _PRIORS
