@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 MODES = ("eager", "traced", "compiled")
 TOLERANCE = 1e-9  # of the largest entry: how far a graph's result may be from the function's
 CXX_NAMES = ("g++", "clang++", "c++")
+LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -291,105 +293,137 @@ class Potential:
 
     .. math:: U(z) = -\log p(y, u, \theta) - \log\left|\frac{d(u,\theta)}{dz}\right|
 
-    Every site that is not observed is part of `z`, hyper-parameters and effects alike, through the bijection of its
-    support.
+    Every site that is not observed is part of `z`, hyper-parameters, effects and the program's own alike, through the
+    bijection of the support it has in that run (that of ``Uniform(0, a)`` moves with a).
+
+    Parameters
+    ----------
+    spherical
+        Random effects that enter as :math:`b` with :math:`u = \Lambda(\theta) b`, :math:`b \sim N(0, I)` (the
+        non-centred parametrisation); the others enter as u.
 
     Attributes
     ----------
-    names, size
-        The sites in order, and the length of z.
+    names, slices, size
+        The sites in order, where each is in z, and the length of z.
     example
         An ordinary point.
+
+    Raises
+    ------
+    UnsupportedError
+        A site without a density over real numbers, or sites that differ from run to run.
     """
 
-    def __init__(self, program: Program, args: tuple[Any, ...]) -> None:
-        self.program, self.args = program, args
+    def __init__(self, program: Program, args: tuple[Any, ...], spherical: Collection[str] = ()) -> None:
+        self.program, self.args, self.spherical = program, args, frozenset(spherical)
         sites = self._sites(seed=0)
         self.names = tuple(sites)
-        self._transforms = _transforms(sites)
-        self._shapes = {name: self._transforms[name].inverse_shape(site.value.shape) for name, site in sites.items()}
-        self.size = sum(shape.numel() for shape in self._shapes.values())
-        self._moving = self._supports_move(self._sites(seed=1))
+        transforms = _transforms(sites)
+        self._shapes = {name: transforms[name].inverse_shape(site.value.shape) for name, site in sites.items()}
+        self._check_fixed(transforms, self._sites(seed=1))
+        self.slices: dict[str, slice] = {}
+        self.size = 0
+        for name, shape in self._shapes.items():
+            self.slices[name] = slice(self.size, self.size + shape.numel())
+            self.size += shape.numel()
         self.example = self.flat({name: site.value for name, site in sites.items()})
 
-    def _sites(self, values: dict[str, torch.Tensor] | None = None, seed: int = 0) -> dict[str, Site]:
+    def _sites(self, values: Mapping[str, torch.Tensor] | None = None, seed: int = 0) -> dict[str, Site]:
         record = run(self.program, self.args, values, hypers="moderate", latents="prior", seed=seed)
         return {**record.hypers, **record.latents, **record.plain}
 
-    def _supports_move(self, others: dict[str, Site]) -> bool:
-        """Whether a support depends on the value of another site, as that of ``Uniform(0, a)`` does."""
-        if {name: site.value.shape for name, site in others.items()} != {
-            name: self._transforms[name].forward_shape(shape) for name, shape in self._shapes.items()
-        }:
+    def _check_fixed(self, transforms: Mapping[str, Any], others: dict[str, Site]) -> None:
+        expected = {name: transforms[name].forward_shape(shape) for name, shape in self._shapes.items()}
+        if {name: site.value.shape for name, site in others.items()} != expected:
             raise UnsupportedError(
                 f"the sites of the program are not the same in every run ({', '.join(self.names)} in one, "
                 f"{', '.join(others)} in another, or of other shapes); a sampler needs one fixed set."
             )
-        elsewhere = _transforms(others)
-        at = {name: torch.full(shape, 0.3, dtype=torch.float64) for name, shape in self._shapes.items()}
-        return any(not torch.equal(self._transforms[name](z), elsewhere[name](z)) for name, z in at.items())
 
-    def flat(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The vector of site values."""
-        transforms = _transforms(self._sites(values)) if self._moving else self._transforms
-        parts = [transforms[name].inv(values[name]).reshape(-1) for name in self.names]
+    def flat(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The vector of site values (of u, for every effect)."""
+        sites = self._sites(values)
+        parts = []
+        for name in self.names:
+            fn = sites[name].fn
+            if name in self.spherical:
+                parts.append(fn.operator.solve_factor(values[name]).reshape(-1))
+            else:
+                parts.append(bijection(fn).inv(values[name]).reshape(-1))
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
     def values(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
         """Site values at a vector; gradients flow."""
-        return {name: value for name, (_, value, _) in self._parts(z).items()}
+        placed = self._placed(z)
+        with isolated(), torch.random.fork_rng(devices=[]), placed:
+            self.program(*self.args)
+        return placed.values
 
     def __call__(self, z: torch.Tensor) -> torch.Tensor:
-        parts = self._parts(z)
-        values = {name: value for name, (_, value, _) in parts.items()}
-        total = log_density(self.program, self.args, values)
-        for part, value, transform in parts.values():
-            total = total + transform.log_abs_det_jacobian(part, value).sum()
-        return -total
+        placed = self._placed(z)
+
+        def program(*args: Any) -> None:
+            with placed:
+                self.program(*args)
+
+        return -(log_density(program, self.args, {}, given=placed.values) + placed.log_det)
 
     def value_and_gradient(self, *, mode: str = "auto", evaluations: int) -> Compiled:
         """``z -> (U(z), dU/dz)`` in the mode that pays for that many evaluations."""
-        traced = torch.func.grad_and_value(folding(self.__call__))
+        return value_and_gradient(self, self.example, mode=mode, evaluations=evaluations)
 
-        def eager(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            point = z.detach().requires_grad_(True)
-            with torch.enable_grad():
-                value = self(point)
-                (gradient,) = torch.autograd.grad(value, point)
-            return value.detach(), gradient
-
-        def functional(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            gradient, value = traced(z)
-            return value, gradient
-
-        made = compile_function(functional, [self.example], mode=mode, evaluations=evaluations, differentiable=False)
-        # outside a trace the autograd engine is twice as fast as the functional gradient
-        return Compiled(eager, [self.example], "eager", made.reason) if made.mode == "eager" else made
-
-    def _parts(self, z: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor, Any]]:
-        """By site: its part of z, its value, the transform that links them."""
-        pieces = z.split([self._shapes[name].numel() for name in self.names])
-        shaped = {name: piece.reshape(self._shapes[name]) for name, piece in zip(self.names, pieces, strict=True)}
-        if self._moving:
-            with isolated(), torch.random.fork_rng(devices=[]), _Constrain(shaped) as constrain:
-                self.program(*self.args)
-            return constrain.parts
-        return {name: (piece, self._transforms[name](piece), self._transforms[name]) for name, piece in shaped.items()}
+    def _placed(self, z: torch.Tensor) -> _Place:
+        return _Place({name: z[at].reshape(self._shapes[name]) for name, at in self.slices.items()}, self.spherical)
 
 
-class _Constrain(Messenger):
+def value_and_gradient(
+    function: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor, *, mode: str = "auto", evaluations: int
+) -> Compiled:
+    """``z -> (f(z), df/dz)`` of a scalar function, in the mode that pays for that many evaluations."""
+    traced = torch.func.grad_and_value(folding(function))
+
+    def eager(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        point = z.detach().requires_grad_(True)
+        with torch.enable_grad():
+            value = function(point)
+            (gradient,) = torch.autograd.grad(value, point)
+        return value.detach(), gradient
+
+    def functional(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gradient, value = traced(z)
+        return value, gradient
+
+    made = compile_function(functional, [example], mode=mode, evaluations=evaluations, differentiable=False)
+    # outside a trace the autograd engine is twice as fast as the functional gradient
+    return Compiled(eager, [example], "eager", made.reason) if made.mode == "eager" else made
+
+
+class _Place(Messenger):
     """Run a program at unconstrained values, each site through the support that it has there and then."""
 
-    def __init__(self, pieces: dict[str, torch.Tensor]) -> None:
+    def __init__(self, pieces: dict[str, torch.Tensor], spherical: Collection[str]) -> None:
         super().__init__()
-        self.pieces = pieces
-        self.parts: dict[str, tuple[torch.Tensor, torch.Tensor, Any]] = {}
+        self.pieces, self.spherical = pieces, spherical
+        self.values: dict[str, torch.Tensor] = {}
+        self.log_det = torch.zeros((), dtype=torch.float64)
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.pieces:
-            piece, transform = self.pieces[msg["name"]], bijection(msg["fn"])
-            msg["value"], msg["done"] = transform(piece), True
-            self.parts[msg["name"]] = (piece, msg["value"], transform)
+        name = msg["name"]
+        if name not in self.pieces:
+            return
+        piece = self.pieces[name]
+        if name in self.spherical:
+            msg["value"] = msg["fn"].operator.factor(piece)
+            # the density of b stands for that of u, whose Jacobian cancels
+            self.log_det = self.log_det - 0.5 * (piece.square().sum() + piece.numel() * LOG_2PI)
+            msg["stop"] = True
+        else:
+            transform = bijection(msg["fn"])
+            msg["value"] = transform(piece)
+            self.log_det = self.log_det + transform.log_abs_det_jacobian(piece, msg["value"]).sum()
+        msg["done"] = True
+        self.values[name] = msg["value"]
 
 
 def _transforms(sites: dict[str, Site]) -> dict[str, Any]:
@@ -411,20 +445,31 @@ def log_joint(program: Program, args: tuple[Any, ...]) -> Potential:
     return Potential(program, args)
 
 
-def log_density(program: Program, args: tuple[Any, ...], values: dict[str, torch.Tensor]) -> torch.Tensor:
+def log_density(
+    program: Program,
+    args: tuple[Any, ...],
+    values: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Log joint density of all sites at given values, by Pyro's own rules for plates, masks and scales.
+
+    Parameters
+    ----------
+    given
+        Sites that the program fills by itself, besides `values`; read after the run.
 
     Raises
     ------
     NumericalError
-        A site is left out of `values` and not observed, so the density would be random.
+        A site has no value and is not observed, so the density would be random.
     """
     with isolated(), torch.random.fork_rng(devices=[]):
         trace = poutine.trace(poutine.condition(program, values)).get_trace(*args)
         for name, site in trace.nodes.items():
             if site["type"] != "sample":
                 continue
-            if not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample":
+            filled = site["is_observed"] or name in (given or {})
+            if not filled and type(site["fn"]).__name__ != "_Subsample":
                 raise NumericalError(f"site {name!r} has no value; the density would depend on a random draw.")
             site["fn"] = _unvalidated(site["fn"])
         return trace.log_prob_sum()
