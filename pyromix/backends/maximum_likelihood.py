@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.distributions import constraints
 from pyromix.backends import diagnose
 from pyromix.backends.base import AbstractBackend
 from pyromix.backends.centre import centre_outputs
-from pyromix.backends.chart import natural_chart
+from pyromix.backends.chart import FactorEntry, natural_chart
 from pyromix.backends.checkpoint import Checkpoint, identity
 from pyromix.backends.journal import Journal
 from pyromix.backends.point import LazyState, PointCovariance, point_sampler
@@ -171,15 +172,14 @@ class Search:
         starts, rotations = self._starts()
         supports = {name: self._support(site) for name, site in self.sites.items()}
         free = {name for name, support in supports.items() if support is self.sites[name].role.support}
-        factors = [e for e in factor_entries(self.base, self.sites, self.scales) if {e.sd, e.corr} <= free]
+        factors = self._factors(free)
         self.chart, unit = make_chart(self.sites, self.scales, rotations, supports, factors)
         if self.trained is None:
             for entry in factors:
                 if entry.tied:
                     starts.update(entry.forward(entry.start))
-        penalty = Record.log_prior if backend.criterion == "map" else None
         origin = self.chart.flat(starts).detach().numpy()
-        self.objective = Objective(program, args, self.bound, self.chart, origin, unit, self.zeros, penalty)
+        self.objective = Objective(program, args, self.bound, self.chart, origin, unit, self.zeros, self._penalty())
 
     # -- where to start ----------------------------------------------------------------------------------------------
     def _starts(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -231,6 +231,14 @@ class Search:
             at_zero = site.fn.log_prob(torch.zeros_like(site.value)).sum()
             return support if bool(torch.isfinite(at_zero)) else constraints.positive
         return support
+
+    def _factors(self, free: set[str]) -> list[FactorEntry]:
+        """SDs and correlations of unstructured blocks that are searched together."""
+        return [e for e in factor_entries(self.base, self.sites, self.scales) if {e.sd, e.corr} <= free]
+
+    def _penalty(self) -> Callable[[Record], torch.Tensor] | None:
+        """What the log likelihood is penalised by: the log prior, under MAP."""
+        return Record.log_prior if self.backend.criterion == "map" else None
 
     # -- the search --------------------------------------------------------------------------------------------------
     def estimate(self, progress: bool) -> Estimate:

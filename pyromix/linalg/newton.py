@@ -26,8 +26,8 @@ class Point(Protocol):
         """The point a fraction of the direction away."""
 
 
-def ascend(start: Point, restart: Callable[[], Point] | None = None) -> Point:
-    """Climb to the mode.
+def ascend(start: Point, restart: Callable[[], Point] | None = None, decrement: float = DECREMENT) -> Point:
+    """Climb to the mode, until ``g^T A^-1 g`` is below `decrement` (times the root of the value's size).
 
     A full step is taken while it raises the value; otherwise it is halved. A start that is not finite, or that gets
     nowhere, is abandoned for ``restart()`` once.
@@ -37,15 +37,15 @@ def ascend(start: Point, restart: Callable[[], Point] | None = None) -> Point:
     NumericalError
         No mode was reached.
     """
-    point, problem = _climb(start)
+    point, problem = _climb(start, decrement)
     if point is None and restart is not None:
-        point, problem = _climb(restart())
+        point, problem = _climb(restart(), decrement)
     if point is None:
         raise NumericalError(f"the mode of the random effects was not found: {problem}.")
     return point
 
 
-def _climb(point: Point) -> tuple[Point | None, str]:
+def _climb(point: Point, enough: float) -> tuple[Point | None, str]:
     if not _finite(point.value):
         return None, f"the log density at the start is {point.value}"
     last = float("inf")
@@ -55,7 +55,7 @@ def _climb(point: Point) -> tuple[Point | None, str]:
         if not _finite(decrement):
             return None, "a Newton direction is not finite"
         close = decrement <= FLOOR * size
-        if decrement <= DECREMENT * size**0.5 or (close and decrement >= 0.25 * last):
+        if decrement <= enough * size**0.5 or (close and decrement >= 0.25 * last):
             return point, ""  # at the mode, or as near as rounding allows
         slack = ROUNDING * size if close else -1e-4 * decrement
         step, trial = 1.0, point.moved(direction, 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,21 @@ class Conditional:
     Attributes
     ----------
     mode, sd
-        Site -> conditional mode and SD, (levels, terms).
+        Site -> conditional mode and SD, (levels, terms); the SDs are computed when first asked for.
+    spread
+        Computes `sd`.
     draw
         ``draw(n, generator, shifts)`` -> site -> (n, levels, terms). `shifts` (coefficient site -> (n, p)) moves the
         coefficients away from the values used here, and the effects with them, to first order.
     """
 
     mode: dict[str, torch.Tensor]
-    sd: dict[str, torch.Tensor]
+    spread: Callable[[], dict[str, torch.Tensor]]
     draw: Callable[[int, torch.Generator, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+    @cached_property
+    def sd(self) -> dict[str, torch.Tensor]:
+        return self.spread()
 
 
 class AbstractMarginal(ABC):
@@ -82,6 +89,11 @@ class BoundMarginal(ABC):
     @abstractmethod
     def conditional(self, record: Record) -> Conditional:
         """The random effects given the data, at the same kind of run."""
+
+    def evaluate(self, record: Record) -> tuple[float, Conditional]:
+        """Log marginal and conditional at once, without gradients."""
+        with torch.no_grad():
+            return float(self.log_marginal(record)), self.conditional(record)
 
     def forget(self) -> None:  # noqa: B027 - most have nothing to forget
         """Drop what earlier evaluations left as a start: the next result then does not depend on them in any bit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from pyromix.marginal.plan import Plan
 
 
 def gaussian_conditional(
-    plan: Plan, factor: Factor, tril: Arrays, b: Arrays, shift: Mapping[str, Arrays]
+    plan: Plan, factor: Factor, tril: Arrays, b: Arrays, shift: Callable[[], Mapping[str, Arrays]]
 ) -> Conditional:
     """Conditional of ``u = Lambda b``, with b ~ N(b, A^-1).
 
@@ -26,27 +26,30 @@ def gaussian_conditional(
     b
         Spherical modes, (levels, q) per term.
     shift
-        Coefficient site -> ``A^-1 Lambda^T Z^T W X``, (levels, q, p) per term (`shift_map`).
+        Computes, by coefficient site, ``A^-1 Lambda^T Z^T W X``, (levels, q, p) per term (`shift_map`).
     """
     mode = {n: torch.from_numpy(x @ block.T) for n, x, block in zip(plan.latents, b, tril, strict=True)}
-    blocks = selected.diagonal_blocks(factor)
-    sd = {
-        name: torch.from_numpy(np.sqrt(np.einsum("ab,gbc,ac->ga", block, p, block, optimize=True)))
-        for name, p, block in zip(plan.latents, blocks, tril, strict=True)
-    }
+
+    def spread() -> dict[str, torch.Tensor]:
+        blocks = selected.diagonal_blocks(factor)
+        return {
+            name: torch.from_numpy(np.sqrt(np.einsum("ab,gbc,ac->ga", block, p, block, optimize=True)))
+            for name, p, block in zip(plan.latents, blocks, tril, strict=True)
+        }
 
     def draw(n: int, generator: torch.Generator, shifts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         noise = [torch.randn((*x.shape, n), generator=generator, dtype=torch.float64).numpy() for x in b]
         spherical = [x[..., None] + e for x, e in zip(b, factor.sample(noise), strict=True)]
+        follow = shift() if shifts else {}
         for site, delta in shifts.items():
             steps = as_numpy(delta).T
-            spherical = [x - s @ steps for x, s in zip(spherical, shift[site], strict=True)]
+            spherical = [x - s @ steps for x, s in zip(spherical, follow[site], strict=True)]
         return {
             name: torch.from_numpy(np.ascontiguousarray(np.einsum("ab,gbn->nga", block, x)))
             for name, block, x in zip(plan.latents, tril, spherical, strict=True)
         }
 
-    return Conditional(mode, sd, draw)
+    return Conditional(mode, spread, draw)
 
 
 def shift_map(plan: Plan, factor: Factor, tril: Arrays, weight: np.ndarray) -> dict[str, Arrays]:

@@ -167,12 +167,14 @@ class BoundExact(BoundMarginal):
             self.log_marginal(record)
         solution = self.solution
         tril = [block * solution.scale for block in solution.scaled]
-        return gaussian_conditional(self.plan, solution.factor, tril, solution.b, self._shift_map(record))
+        return gaussian_conditional(
+            self.plan, solution.factor, tril, solution.b, lambda: self._shift_map(record, solution)
+        )
 
-    def _shift_map(self, record: Record) -> dict[str, Arrays]:
+    def _shift_map(self, record: Record, solution: _Solution) -> dict[str, Arrays]:
         """Coefficient site -> ``A^-1 Lambda^T Z^T W X``, arrays (levels, q, p): how the effects follow coefficients."""
         if self.out:
-            solution, out, start = self.solution, {}, 0
+            out, start = {}, 0
             for name, width in self.widths.items():
                 columns = self.x_root[:, start : start + width]
                 out[name] = [b_x @ columns for b_x in solution.b_x]
@@ -181,8 +183,8 @@ class BoundExact(BoundMarginal):
         sd = as_numpy(data_of(record).family.gaussian_sd(**data_of(record).dispersion))
         weight = np.broadcast_to(sd**-2, len(self.plan.obs))
         weight = weight if self.counts is None else weight * self.counts
-        tril = [block * self.solution.scale for block in self.solution.scaled]
-        return shift_map(self.plan, self.solution.factor, tril, weight)
+        tril = [block * solution.scale for block in solution.scaled]
+        return shift_map(self.plan, solution.factor, tril, weight)
 
     def _without_coefficients(self, eta: torch.Tensor, record: Record) -> torch.Tensor:
         """Take the coefficients' part out of the predictor, unless the caller already set them to zero."""

@@ -125,7 +125,7 @@ class BoundGeneric(BoundMarginal):
             part = covariance[:, start : start + width, start : start + width]
             sd[name] = torch.einsum("ab,gbc,ac->ga", block, part, block).sqrt()
             start += width
-        return Conditional(split(b), sd, draw)
+        return Conditional(split(b), lambda: sd, draw)
 
 
 class _Point:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from pyromix.errors import NumericalError
 from pyromix.linalg import selected
 from pyromix.linalg.block import Arrays, Layout
 from pyromix.linalg.factor import Factor
-from pyromix.linalg.newton import ascend
+from pyromix.linalg.newton import DECREMENT, ascend
 from pyromix.marginal.base import AbstractMarginal, BoundMarginal, Conditional, as_numpy, blocks_of
 from pyromix.marginal.conditional import gaussian_conditional, shift_map
 from pyromix.marginal.generic import BoundGeneric
@@ -126,11 +127,20 @@ class ModePoint:
 
 
 class BoundLaplace(BoundMarginal):
-    """`Laplace` on one program and data set, affine case."""
+    """`Laplace` on one program and data set, affine case.
+
+    Attributes
+    ----------
+    warm
+        Where the next mode search starts.
+    decrement
+        Where it ends; values without gradients can do with less.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.warm: Arrays | None = None
+        self.decrement = DECREMENT
 
     def problem(self, record: Record) -> tuple[Problem, list[torch.Tensor], list[Any]]:
         """The mode search at a run of the program, its factors, and the row designs that carry gradients."""
@@ -148,7 +158,7 @@ class BoundLaplace(BoundMarginal):
     def mode(self, problem: Problem) -> ModePoint:
         """Climb from the last mode, or from zero where that fails."""
         start = problem.origin() if self.warm is None else problem.at(self.warm)
-        point = ascend(start, problem.origin)
+        point = ascend(start, problem.origin, self.decrement)
         point.factorise()
         self.warm = point.b
         return point
@@ -167,8 +177,18 @@ class BoundLaplace(BoundMarginal):
         with torch.no_grad():
             problem, _, _ = self.problem(record)
             point = self.mode(problem)
-        shift = shift_map(self.plan, point.factor, problem.tril, point.weight)
-        return gaussian_conditional(self.plan, point.factor, problem.tril, point.b, shift)
+        return self._conditional_at(point)
+
+    def evaluate(self, record: Record) -> tuple[float, Conditional]:
+        with torch.no_grad():
+            problem, _, _ = self.problem(record)
+            point = self.mode(problem)
+        return point.value - 0.5 * point.factor.logdet, self._conditional_at(point)
+
+    def _conditional_at(self, point: ModePoint) -> Conditional:
+        tril = point.problem.tril
+        follow = partial(shift_map, self.plan, point.factor, tril, point.weight)
+        return gaussian_conditional(self.plan, point.factor, tril, point.b, follow)
 
 
 class _LaplaceFunction(torch.autograd.Function):

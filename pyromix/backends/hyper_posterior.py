@@ -1,0 +1,178 @@
+r"""The posterior of the hyper-parameters with the random effects integrated out.
+
+.. math:: \log \pi(t) = \log p(y \mid \theta(t)) + \log p(\theta(t)) + \log |d\theta / dt|
+
+in unconstrained coordinates t: log SDs, transformed correlations, coefficients on columns of unit curvature. Near its
+mode it is close to a Gaussian, which is what `NestedLaplace` samples and what `NUTS` starts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributions import biject_to, constraints
+
+from pyromix.backends.chart import FactorEntry
+from pyromix.backends.maximum_likelihood import MaximumLikelihood, Search
+from pyromix.backends.quasi_newton import FAR, Objective, Optimum
+from pyromix.backends.training import Trained
+from pyromix.errors import NumericalError
+from pyromix.marginal import AbstractMarginal, Exact, Laplace
+from pyromix.marginal.base import BoundMarginal
+from pyromix.marginal.plan import Plan, data_of
+from pyromix.running import Program, Record, Site, run
+
+STEEPEST = 1e6  # posterior SDs: a direction in which the curvature at the mode is less than this is taken as flat
+
+
+def default_marginal(program: Program, args: tuple[Any, ...], plan: Plan) -> AbstractMarginal:
+    """Exact where it can be, else Laplace's approximation."""
+    role = data_of(run(program, args, hypers="moderate", seed=0))
+    gaussian = role.family.gaussian_sd(**role.dispersion) is not None
+    return Exact() if gaussian and plan.affine else Laplace()
+
+
+class HyperPosterior:
+    """The log posterior density of all hyper-parameters, and its mode.
+
+    Attributes
+    ----------
+    size
+        Number of coordinates.
+    bound
+        The marginaliser on this program and data.
+    """
+
+    def __init__(
+        self, marginal: AbstractMarginal, program: Program, args: tuple[Any, ...], plan: Plan, trained: Trained | None
+    ) -> None:
+        backend = MaximumLikelihood(marginal, criterion="map")
+        self._search = _PosteriorSearch(backend, marginal, program, args, plan, trained)
+        self.objective: Objective = self._search.objective
+        self.bound: BoundMarginal = self._search.bound
+        self.size = self.objective.chart.size
+
+    def __call__(self, t: np.ndarray) -> tuple[float, np.ndarray]:
+        """Log density and gradient; -inf with a zero gradient where it cannot be computed."""
+        loss, gradient = self.objective(t)
+        return (-np.inf, np.zeros(self.size)) if loss >= FAR else (-loss, -gradient)
+
+    def values(self, t: np.ndarray) -> dict[str, torch.Tensor]:
+        """Site values at coordinates t."""
+        return self.objective.chart.values(self.objective.flat(t))
+
+    def record(self, t: np.ndarray) -> Record:
+        """A run of the program there, with the effects at zero."""
+        with torch.no_grad():
+            return self.objective.record(self.objective.flat(t))
+
+    def log_density(self, t: np.ndarray) -> tuple[float, Record | None]:
+        """Log density without its gradient, and the run of the program it was computed from."""
+        try:
+            record = self.record(t)
+            with torch.no_grad():
+                value = self.bound.log_marginal(record) + self._search.log_prior(record)
+        except NumericalError as error:
+            self.objective.failure = str(error)
+            return -np.inf, None
+        return (float(value), record) if bool(torch.isfinite(value)) else (-np.inf, None)
+
+    def mode(self, progress: bool) -> Mode:
+        """Climb to the mode and take its curvature.
+
+        Raises
+        ------
+        NumericalError
+            The density could not be computed at the start.
+        """
+        optimum = self._search.climb(progress)
+        hessian = optimum.hessian
+        if hessian is None:
+            hessian = self.objective.hessian(optimum.t, optimum.gradient)
+        root, flat = _inverse_root(hessian)
+        return Mode(optimum.t, -optimum.loss, root, optimum.decrement, flat)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A mode with its curvature.
+
+    Attributes
+    ----------
+    t, value
+        Coordinates, and the log density there.
+    root
+        R with ``R R^T`` the inverse of minus the Hessian.
+    decrement
+        Twice the log density still to be gained, by the quadratic model.
+    flat
+        Directions in which the density does not fall: no maximum was reached, or a parameter is not identified.
+    """
+
+    t: np.ndarray
+    value: float
+    root: np.ndarray
+    decrement: float
+    flat: int
+
+
+class _PosteriorSearch(Search):
+    """The search of maximum likelihood on the posterior's density over unconstrained coordinates."""
+
+    def climb(self, progress: bool) -> Optimum:
+        optimum = self._climb(self.backend.tolerance, progress, None)
+        if not np.isfinite(optimum.loss) or optimum.loss >= FAR / 2:
+            raise NumericalError(
+                f"the posterior density could not be computed at the start ({self.objective.failure}); check the "
+                "data's scale, or give priors."
+            )
+        return optimum
+
+    @property
+    def newton(self) -> bool:
+        return True
+
+    def _support(self, site: Site) -> constraints.Constraint:
+        support = site.fn.support
+        if support is constraints.nonnegative or support is constraints.positive:
+            return constraints.positive
+        if isinstance(support, constraints.independent):
+            inner = support.base_constraint
+            return constraints.positive if inner in (constraints.nonnegative, constraints.positive) else inner
+        return support
+
+    def _factors(self, free: set[str]) -> list[FactorEntry]:
+        return []  # their chart folds at zero, where a density has no gradient
+
+    def _penalty(self) -> Callable[[Record], torch.Tensor]:
+        return self.log_prior
+
+    def log_prior(self, record: Record) -> torch.Tensor:
+        """Log prior density of the unconstrained coordinates, up to the constant of linear ones."""
+        return record.log_prior() + _log_jacobian({name: record.hypers[name] for name in self.sites}, self._support)
+
+
+def _log_jacobian(sites: Mapping[str, Site], support: Callable[[Site], constraints.Constraint]) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for site in sites.values():
+        where = support(site)
+        if where is constraints.positive:
+            total = total + site.value.log().sum()
+        elif where is not constraints.real:
+            transform = biject_to(where)
+            total = total + transform.log_abs_det_jacobian(transform.inv(site.value), site.value).sum()
+    return total
+
+
+def _inverse_root(hessian: np.ndarray) -> tuple[np.ndarray, int]:
+    """R with ``R R^T = H^-1``, and how many directions had to be bounded because H is not positive there."""
+    if not len(hessian):
+        return hessian, 0
+    values, vectors = np.linalg.eigh(hessian)
+    floor = STEEPEST**-2 * max(values.max(), 1.0)
+    flat = int((values <= floor).sum())
+    return vectors / np.sqrt(np.where(values <= floor, 1.0, values)), flat
