@@ -62,6 +62,11 @@ class Estimate:
         Maximised log-likelihood with all constants; the restricted one under REML. NaN for draws.
     log_evidence
         For draws: an estimate of ``log p(y)``, priors integrated out: by importance sampling, or a lower bound (ELBO).
+    condition
+        Where the backend itself knows the random effects of groups it has not seen given rows of theirs (an amortised
+        guide): ``condition(args, values, seed)`` with the program's arguments for those rows, in which new levels are
+        numbered -1, -2, ..., and draws of every site (S, *shape) -> effect -> (S, new levels, terms), new level -1
+        last. ``None`` where the general way is taken. Not kept in files.
     n_parameters
         Degrees of freedom: estimated coefficients, variances, correlations, dispersions and network weights.
     settings
@@ -93,6 +98,7 @@ class Estimate:
     n_draws: int | None = None
     chains: int = 1
     log_evidence: float = float("nan")
+    condition: Callable[[tuple[Any, ...], Draws, int], Draws] | None = None
 
     @property
     def restricted(self) -> bool:
