@@ -107,6 +107,8 @@ class Status(Enum):
     ITERATION_LIMIT = "stopped at the iteration limit"
     STOPPED_EARLY = "stopped early: the held-out score no longer improved; the best state was restored"
     TIME_LIMIT = "stopped at the time limit"
+    NOT_MIXED = "not mixed: the chains do not agree on the posterior"
+    UNRELIABLE = "not reliable: the approximation is too far from the posterior for importance weights to correct it"
 
     @property
     def ok(self) -> bool:
