@@ -331,6 +331,11 @@ class Potential:
 
     def _sites(self, values: Mapping[str, torch.Tensor] | None = None, seed: int = 0) -> dict[str, Site]:
         record = run(self.program, self.args, values, hypers="moderate", latents="prior", seed=seed)
+        for name, (taken, rows) in record.subsampled.items():
+            raise UnsupportedError(
+                f"plate {name!r} takes {taken} of {rows} rows at random, so its density is random; "
+                "leave subsample_size= out here, or fit mini-batches with SVI."
+            )
         return {**record.hypers, **record.latents, **record.plain}
 
     def _check_fixed(self, transforms: Mapping[str, Any], others: dict[str, Site]) -> None:

@@ -39,7 +39,8 @@ class Site:
 class Record:
     """What one run of a program declared, by role, each in program order.
 
-    `plain` and `observed` hold the latent and the observed sites of a program that are none of pyromix's.
+    `plain` and `observed` hold the latent and the observed sites of a program that are none of pyromix's, `subsampled`
+    the plates that took a random part of their rows: how many, of how many.
     """
 
     hypers: dict[str, Site] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Record:
     plain: dict[str, Site] = field(default_factory=dict)
     observed: dict[str, Site] = field(default_factory=dict)
     deterministic: dict[str, torch.Tensor] = field(default_factory=dict)
+    subsampled: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def log_prior(self) -> torch.Tensor:
         """Summed log prior density of the hyper-parameters."""
@@ -103,7 +105,8 @@ class _Recorder(Messenger):
         elif isinstance(role, Data):
             self.record.data[name] = site
         elif type(msg["fn"]).__name__ == "_Subsample":
-            return
+            if len(site.value) < site.fn.size:
+                self.record.subsampled[name] = (len(site.value), site.fn.size)
         elif msg["is_observed"]:
             self.record.observed[name] = site
         else:
