@@ -18,7 +18,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to, constraints
 
-from pyromix.errors import DataError
+from pyromix.errors import DataError, DataTypeError
 from pyromix.sites import Data, Function, Hyper, Latent, annotation
 
 Program = Callable[..., Any]
@@ -141,6 +141,21 @@ def isolated() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _one_precision() -> Iterator[None]:
+    """Say what to do where torch refuses float32 data beside values, which are float64."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).lower()
+        if "float" in said and "double" in said:
+            raise DataTypeError(
+                f"the program mixes float32 and float64 tensors ({error}); its sites hold float64 values: hand the data "
+                "over as x.double(), and build constants and modules with dtype=torch.float64."
+            ) from error
+        raise
+
+
 def run(
     program: Program,
     args: tuple[Any, ...],
@@ -168,7 +183,7 @@ def run(
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed devices that are not restored
         recorder = _Recorder(values or {}, latents, hypers)
-        with recorder:
+        with recorder, _one_precision():
             program(*args)
     if not recorder.record.data and not recorder.record.observed:
         raise DataError(

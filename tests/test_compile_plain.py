@@ -312,6 +312,24 @@ def test_a_subsampled_plate_is_refused() -> None:
         log_joint(program, ())
 
 
+@pytest.mark.parametrize("product", [lambda x, b: x @ b, lambda x, b: torch.nn.functional.linear(x, b)])
+def test_data_of_another_precision_are_refused_with_a_remedy(product: Any) -> None:
+    def program(x: torch.Tensor) -> None:
+        b = pyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        pyro.sample("y", dist.Normal(product(x, b), 1.0).to_event(1), obs=torch.zeros(3))
+
+    with pytest.raises(pmx.DataTypeError, match=r"mixes float32 and float64.*x\.double\(\)"):
+        log_joint(program, (torch.ones(3, 2),))
+
+
+def test_other_errors_of_a_program_are_its_own() -> None:
+    def program() -> None:
+        raise RuntimeError("no such thing")
+
+    with pytest.raises(RuntimeError, match="^no such thing$"):
+        log_joint(program, ())
+
+
 def test_the_process_stays_as_it_was() -> None:
     line = Line(2)
     state = torch.random.get_rng_state()
