@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,10 +12,11 @@ import pandas as pd
 import torch
 
 from pyromix.errors import ConfigError, UnsupportedError
+from pyromix.results.condition import NewGroups
 from pyromix.results.declared import numpy_of, values_of
 from pyromix.results.draws import Responses, Values, describe, over_draws
 from pyromix.results.quadrature import gaussian_mean
-from pyromix.results.rows import Rows, response_site, row_labels, run_at
+from pyromix.results.rows import NOISE, Appended, Rows, response_site, row_labels, run_at, stream
 from pyromix.running import Record, Site
 from pyromix.sites import RowMap
 
@@ -29,9 +31,12 @@ POINT_DRAWS = 500  # draws from a point fit's approximation, where none are stor
 INTERVAL_DRAWS = 1000
 MAX_ENTRIES = 20_000_000  # of an array (draws, rows); more rows get fewer draws
 MIN_DRAWS = 100
+PROBE = 0  # seed of the random effects that a program is probed with
 
 
-def predict(fit: Fit, data: Any, kind: str, new_groups: str, level: float, seed: int, **how: Any) -> Any:
+def predict(
+    fit: Fit, data: Any, kind: str, new_groups: str, level: float, seed: int, condition_on: Any = None, **how: Any
+) -> Any:
     """`Fit.predict`."""
     for name, value, allowed in (("kind", kind, KINDS), ("new_groups", new_groups, POLICIES)):
         if value not in allowed:
@@ -39,6 +44,10 @@ def predict(fit: Fit, data: Any, kind: str, new_groups: str, level: float, seed:
     if not 0 < level < 1:
         raise ConfigError(f"predict(level={level!r}): must lie between 0 and 1, e.g. 0.9.")
     rows = Rows.of(fit, data, new_groups, **how)
+    if condition_on is not None:
+        if data is None:
+            raise ConfigError("predict(condition_on=...): the training rows have no new levels; pass data=.")
+        rows = replace(rows, given=NewGroups.of(fit, condition_on))
     if rows.whole is not None and not rows.whole.any():
         return _nothing(rows, kind)
     if kind in ("mean", "linear"):
@@ -73,27 +82,39 @@ def population_mean(fit: Fit, data: Any = None) -> np.ndarray:
     return rows.scatter(numpy_of(_mean(site, site.role.eta)))
 
 
+def _at_estimate(fit: Fit, rows: Rows) -> Values:
+    """The estimate's values, with the conditional modes of the levels that `condition_on` is about."""
+    values = values_of(fit.estimate)
+    return values if rows.given is None else {**values, **rows.given.at_estimate()}
+
+
+def _at_draws(fit: Fit, rows: Rows, count: int, seed: int) -> Values:
+    """Draws of every site, with one of those levels' effects for each."""
+    values = fit.draws(count, seed)
+    return values if rows.given is None else {**values, **rows.given.draw(values, stream(seed, "levels with rows"))}
+
+
 # -- kinds ------------------------------------------------------------------------------------------------------------
 def _point(fit: Fit, rows: Rows, kind: str, seed: int) -> np.ndarray:
     """Plug-in at the conditional modes for a point fit, the average over draws otherwise."""
-    record, appended = run_at(fit, rows, values_of(fit.estimate))
+    values = _at_estimate(fit, rows)
+    record, appended = run_at(fit, rows, values)
     site = response_site(record)
     plain = not appended or rows.policy == "zero"
     if plain and fit.estimate.kind != "draws":
         return rows.scatter(numpy_of(site.role.eta if kind == "linear" else _mean(site, site.role.eta)))
+    linear = plain or _enters_linearly(fit, rows, appended, record, values)
     if fit.estimate.kind == "draws":
-        values = fit.draws(_draw_count(fit, fit.n_draws, len(site.role.eta)), seed)
+        values = _at_draws(fit, rows, _draw_count(fit, fit.n_draws, len(site.role.eta)), seed)
     else:
-        values = {name: value[None] for name, value in values_of(fit.estimate).items()}
-    if plain:
-        at = responses(fit, rows, values, {}, site)
-        return rows.scatter(numpy_of((at.eta if kind == "linear" else at.means()).mean(0)))
-    if not _enters_linearly(fit, rows, appended, record, seed):
-        # one draw of the new levels for each draw of the posterior, or many at a point
+        values = {name: value[None] for name, value in values.items()}
+    if linear and not plain:
+        return rows.scatter(numpy_of(_integrated(fit, rows, kind, values, site)))
+    if not plain:  # one draw of the new levels for each draw of the posterior, or many at a point
         values = {n: v.expand(INTERVAL_DRAWS, *v.shape[1:]) if len(v) == 1 else v for n, v in values.items()}
-        at = responses(fit, rows, values, new_noise(appended, len(next(iter(values.values()))), seed), site)
-        return rows.scatter(numpy_of((at.eta if kind == "linear" else at.means()).mean(0)))
-    return rows.scatter(numpy_of(_integrated(fit, rows, kind, values, site)))
+        values |= new_noise(appended, len(next(iter(values.values()))), seed)
+    at = responses(fit, rows, values, site)
+    return rows.scatter(numpy_of((at.eta if kind == "linear" else at.means()).mean(0)))
 
 
 def _integrated(fit: Fit, rows: Rows, kind: str, values: Values, site: Site) -> torch.Tensor:
@@ -103,9 +124,9 @@ def _integrated(fit: Fit, rows: Rows, kind: str, values: Values, site: Site) -> 
         record, appended = run_at(fit, rows, draw)
         at = response_site(record)
         variance = torch.zeros_like(at.role.eta)
-        for name in appended:
+        for name, new in appended.items():
             latent = record.latents[name]
-            variance = variance + new_level_variance(latent.role.rows, latent.fn.operator.block)
+            variance = variance + new_level_variance(latent.role.rows, latent.fn.operator.block, new.open)
         return {**describe(at), "variance": variance}
 
     found = over_draws(one, values, len(site.role.eta))
@@ -119,51 +140,44 @@ def _integrated(fit: Fit, rows: Rows, kind: str, values: Values, site: Site) -> 
     return total / len(at)
 
 
-def _enters_linearly(fit: Fit, rows: Rows, appended: Appended, record: Record, seed: int) -> bool:
+def _enters_linearly(fit: Fit, rows: Rows, appended: Mapping[str, Appended], record: Record, values: Values) -> bool:
     """Whether the predictor is affine in the new levels' effects through the declared row maps: probe and compare."""
-    values = values_of(fit.estimate)
-    noise = {name: value[0] for name, value in new_noise(appended, 1, seed).items()}
-    probed, _ = run_at(fit, rows, values, noise)
+    noise = {name: value[0] for name, value in new_noise(appended, 1, PROBE).items()}
+    probed, _ = run_at(fit, rows, {**values, **noise})
     expected = response_site(record).role.eta
     for name in appended:
-        u = probed.latents[name].value.clone()
-        u[: len(values[name])] = 0
-        contribution = probed.latents[name].role.rows.apply(u)
+        latent = probed.latents[name]
+        contribution = latent.role.rows.apply(latent.value - record.latents[name].value)
         if contribution.shape != expected.shape:
             return False
         expected = expected + contribution
     return torch.allclose(response_site(probed).role.eta, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
-Appended = Mapping[str, tuple[int, int]]
-NOISE = "noise\0"
-
-
-def new_noise(appended: Appended, count: int, seed: int) -> Values:
-    """Standard normals for the new levels of every effect, (draws, new levels, terms)."""
-    generator = torch.Generator().manual_seed(seed)
+def new_noise(appended: Mapping[str, Appended], count: int, seed: int) -> Values:
+    """Standard normals for the new levels of every effect, (draws, new levels, terms), under their prefix."""
+    generator = torch.Generator().manual_seed(stream(seed, "levels without rows"))
     return {
-        name: torch.randn(count, *shape, dtype=torch.float64, generator=generator) for name, shape in appended.items()
+        NOISE + name: torch.randn(count, *new.shape, dtype=torch.float64, generator=generator)
+        for name, new in appended.items()
     }
 
 
-def responses(fit: Fit, rows: Rows, values: Values, noise: Values, site: Site) -> Responses:
-    """The response at every draw of the values, with new levels drawn from their prior through `noise`."""
+def responses(fit: Fit, rows: Rows, values: Values, site: Site) -> Responses:
+    """The response at every draw of the values; new levels are drawn from their prior through their noise."""
 
     def one(draw: Values) -> Values:
-        own = {name.removeprefix(NOISE): value for name, value in draw.items() if name.startswith(NOISE)}
-        rest = {name: value for name, value in draw.items() if not name.startswith(NOISE)}
-        return describe(response_site(run_at(fit, rows, rest, own)[0]))
+        return describe(response_site(run_at(fit, rows, draw)[0]))
 
-    inputs = {**values, **{NOISE + name: value for name, value in noise.items()}}
-    return Responses.of(site, over_draws(one, inputs, len(site.role.eta)))
+    return Responses.of(site, over_draws(one, values, len(site.role.eta)))
 
 
-def new_level_variance(rows: RowMap, block: torch.Tensor) -> torch.Tensor:
+def new_level_variance(rows: RowMap, block: torch.Tensor, is_open: torch.Tensor | None = None) -> torch.Tensor:
     r"""Prior variance that new levels give to each row, (n,).
 
     With covariance :math:`\Sigma = LL^T` of one level, memberships m of row n and their weights w,
-    :math:`s^2_n = (z_n^T\Sigma z_n) \sum_{m,m'} w_{nm} w_{nm'} [g(n,m) = g(n,m') < 0]`.
+    :math:`s^2_n = (z_n^T\Sigma z_n) \sum_{m,m'} w_{nm} w_{nm'} [g(n,m) = g(n,m') < 0]`. Levels that are not open
+    (their effects are given) add nothing.
     """
     index = rows.index
     if rows.design is None:
@@ -171,6 +185,7 @@ def new_level_variance(rows: RowMap, block: torch.Tensor) -> torch.Tensor:
     else:
         scale = (rows.design @ block).square().sum(-1)
     new = (index < 0).to(block.dtype)
+    new = new if is_open is None else new * is_open[index.clamp(max=-1)]
     weight = new if rows.weight is None else new * rows.weight
     if index.dim() == 1:
         share = weight.square()
@@ -200,11 +215,11 @@ def _array(rows: Rows, means: np.ndarray, chains: int, attrs: dict[str, Any]) ->
 
 def _sampled(fit: Fit, rows: Rows, wanted: int | None, seed: int) -> Responses:
     """The response at draws of the posterior, new levels drawn from their prior under each draw's hyper-parameters."""
-    record, appended = run_at(fit, rows, values_of(fit.estimate))
+    record, appended = run_at(fit, rows, _at_estimate(fit, rows))
     site = response_site(record)
     count = _draw_count(fit, wanted or fit.n_draws, len(site.role.eta))
     noise = {} if rows.policy == "zero" else new_noise(appended, count, seed)
-    return responses(fit, rows, fit.draws(count, seed), noise, site)
+    return responses(fit, rows, {**_at_draws(fit, rows, count, seed), **noise}, site)
 
 
 def _interval(fit: Fit, rows: Rows, level: float, seed: int) -> pd.DataFrame:
@@ -214,7 +229,7 @@ def _interval(fit: Fit, rows: Rows, level: float, seed: int) -> pd.DataFrame:
             f"predict(kind='interval'): the mean has shape {mean.shape}; intervals need one mean a row."
         )
     at = _sampled(fit, rows, INTERVAL_DRAWS, seed)
-    y, discrete = at.replicates(seed)
+    y, discrete = at.replicates(stream(seed, "responses"))
     trials = at.site.role.trials
     sample = rows.scatter(numpy_of(y if trials is None else y / trials), axis=1)
     # a quantile of counts is a count

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,30 @@ from pyromix.sites import Latent, annotation
 
 if TYPE_CHECKING:
     from pyromix.results.fit import Fit
+
+
+NOISE, GIVEN = "noise\0", "given\0"  # prefixes of what stands beside site values in the arguments of `run_at`
+
+
+class Appended(NamedTuple):
+    """New levels of an effect: rows and terms appended to its array, and which of them have no effects given."""
+
+    shape: tuple[int, int]
+    open: torch.Tensor
+
+
+class Known(Protocol):
+    """New levels whose effects are given (`pyromix.results.condition.NewGroups`)."""
+
+    @property
+    def keys(self) -> Mapping[str, Sequence[Any]]:
+        """Effect -> labels of those levels, or their numbers where levels have no labels."""
+
+    def at_estimate(self) -> dict[str, torch.Tensor]:
+        """Their effects at the point estimate, (levels, terms), by effect under the prefix `GIVEN`."""
+
+    def draw(self, values: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+        """The same at every draw of the values, (draws, levels, terms)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +60,8 @@ class Rows:
         What such levels get.
     whole
         Rows without missing values, a mask; only they are in `args`. ``None`` if all are.
+    given
+        New levels that rows of their own tell something about.
     """
 
     args: tuple[Any, ...]
@@ -42,6 +69,7 @@ class Rows:
     unseen: Mapping[str, Any]
     policy: str
     whole: np.ndarray | None = None
+    given: Known | None = None
 
     @classmethod
     def of(cls, fit: Fit, data: Any, policy: str, **how: Any) -> Rows:
@@ -79,6 +107,18 @@ class Rows:
         label = self.index[at]
         return f"row {label.item() if isinstance(label, np.generic) else label!r} (position {at})"
 
+    def new_labels(self, name: str, role: Latent) -> tuple[Any, ...]:
+        """Labels of the levels numbered -1, -2, ...; empty where the design does not know them."""
+        return tuple(dict.fromkeys(self.unseen.get(name) or self.unseen.get(role.group) or ()))
+
+    def pick(self, name: str, role: Latent, extra: int) -> torch.Tensor:
+        """Position of every appended level among those whose effects are given, -1 for one that is not; (extra,)."""
+        keys = {key: k for k, key in enumerate(self.given.keys.get(name, ()))} if self.given is not None else {}
+        labels = self.new_labels(name, role)
+        numbers = range(-extra, 0)
+        found = [keys.get(labels[-1 - k] if -1 - k < len(labels) else k, -1) for k in numbers]
+        return torch.tensor(found, dtype=torch.long)
+
     def scatter(self, values: np.ndarray, axis: int = 0) -> np.ndarray:
         """Values of the rows that are run at their places among all rows, NaN elsewhere."""
         if self.whole is None:
@@ -101,36 +141,50 @@ def _take(data: Any, rows: np.ndarray) -> Any:
 class _Effects(Messenger):
     """Put the fit's random effects at their sites, with rows appended for the levels that the fit has not seen."""
 
-    def __init__(self, known: dict[str, torch.Tensor], rows: Rows, noise: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, values: Mapping[str, torch.Tensor], effects: Mapping[str, Any], rows: Rows) -> None:
         super().__init__()
-        self.known, self.rows, self.noise = known, rows, noise
-        self.appended: dict[str, tuple[int, int]] = {}
+        self.values, self.effects, self.rows = values, effects, rows
+        self.appended: dict[str, Appended] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         role = annotation(msg)
-        if not isinstance(role, Latent) or msg["name"] not in self.known:
+        if not isinstance(role, Latent) or msg["name"] not in self.effects or msg["name"] not in self.values:
             return
-        value = self.known[msg["name"]]
+        value = self.values[msg["name"]]
         index = role.rows.index
         extra = max(0, -int(index.min())) if index.numel() else 0
         _check_levels(msg["name"], role, len(value))
-        if extra and self.rows.policy == "error":
-            raise UnseenLevelError(_unseen_message(msg["name"], role, self.rows))
         if extra:
             value = torch.cat([value, self._new_rows(msg, role, extra, value)])
-            self.appended[msg["name"]] = (extra, value.shape[1])
         msg["value"], msg["is_observed"] = value, True  # as poutine.condition would
 
     def _new_rows(self, msg: Any, role: Latent, extra: int, value: torch.Tensor) -> torch.Tensor:
+        name, policy = msg["name"], self.rows.policy
+        pick = self.rows.pick(name, role, extra)
+        is_open = pick < 0
+        unused = torch.ones(extra, dtype=torch.bool)
+        unused[role.rows.index[role.rows.index < 0]] = False
+        if bool((is_open & ~unused).any()):
+            self.appended[name] = Appended((extra, value.shape[1]), is_open)
+            if policy == "error":
+                raise UnseenLevelError(_unseen_message(name, role, self.rows, is_open))
         block = msg["fn"].operator.block
-        if self.rows.policy != "zero" and block is None:
+        if name in self.appended and policy != "zero" and block is None:
             raise UnsupportedError(
-                f"new_groups={self.rows.policy!r}: the levels of {msg['name']!r} depend on each other, and its "
-                "covariance does not say how a new level depends on the known ones; use new_groups='zero'."
+                f"{_policy(policy)}: the levels of {name!r} depend on each other, and its covariance does not say how "
+                "a new level depends on the known ones; use new_groups='zero'."
             )
-        if msg["name"] not in self.noise or self.rows.policy == "zero":
-            return value.new_zeros((extra, value.shape[1]))
-        return self.noise[msg["name"]] @ block.mT
+        new = value.new_zeros((extra, value.shape[1]))
+        if NOISE + name in self.values and policy != "zero":
+            new = self.values[NOISE + name] @ block.mT
+        if GIVEN + name not in self.values:
+            return new
+        both = torch.cat([new, self.values[GIVEN + name]])
+        return both[torch.where(is_open, torch.arange(extra), extra + pick)]
+
+
+def _policy(policy: str) -> str:
+    return policy if policy == "condition_on" else f"new_groups={policy!r}"
 
 
 def _check_levels(name: str, role: Latent, count: int) -> None:
@@ -143,11 +197,14 @@ def _check_levels(name: str, role: Latent, count: int) -> None:
         )
 
 
-def _unseen_message(name: str, role: Latent, rows: Rows) -> str:
-    new = role.rows.index.reshape(len(role.rows.index), -1) < 0
+def _unseen_message(name: str, role: Latent, rows: Rows, is_open: torch.Tensor) -> str:
+    index = role.rows.index.reshape(len(role.rows.index), -1)
+    new = (index < 0) & is_open[index.clamp(max=-1)]
     count = int(new.any(1).sum())
     first = int(new.any(1).nonzero()[0])
-    labels = list(dict.fromkeys(rows.unseen.get(name) or rows.unseen.get(role.group) or ()))
+    labels = [
+        label for k, label in enumerate(rows.new_labels(name, role)) if bool(is_open[-1 - min(k, len(is_open) - 1)])
+    ]
     if labels:
         shown = ", ".join(map(repr, labels[:5])) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
         what = f"{len(labels)} level{'s' * (len(labels) != 1)} not seen in the fit: {shown}"
@@ -156,32 +213,34 @@ def _unseen_message(name: str, role: Latent, rows: Rows) -> str:
     return (
         f"column {role.group!r}: {what}; {count} row{'s' * (count != 1)}, first at {rows.label(first)}. Choose what "
         "they get: new_groups='zero' (no effect), 'marginal' (its prior, integrated over) or 'conditional' (given the "
-        "known levels)."
+        "known levels); or pass rows of theirs as condition_on=."
     )
 
 
 # -- running ----------------------------------------------------------------------------------------------------------
-def run_at(
-    fit: Fit, rows: Rows, values: Mapping[str, torch.Tensor], noise: Mapping[str, torch.Tensor] | None = None
-) -> tuple[Record, dict[str, tuple[int, int]]]:
-    """One run at the rows: the record, and for the effects that met new levels how many rows and terms these have.
+def run_at(fit: Fit, rows: Rows, values: Mapping[str, torch.Tensor]) -> tuple[Record, dict[str, Appended]]:
+    """One run at the rows: the record, and the new levels of every effect that has some without given effects.
 
     Parameters
     ----------
-    noise
-        Standard normals by effect, (new levels, terms): their effects are draws from the prior at the values'
-        hyper-parameters. Effects left out have zeros.
+    values
+        By site; beside them, under the prefix `NOISE`, standard normals by effect (new levels, terms), which make
+        draws from the prior at the values' hyper-parameters (effects left out have zeros), and under the prefix
+        `GIVEN` the effects of the levels of `Rows.given` (levels, terms).
     """
-    known = {name: value for name, value in values.items() if name in fit.record.latents}
-    others = {name: value for name, value in values.items() if name not in known}
-    effects = _Effects(known, rows, noise or {})
+    effects = _Effects(values, fit.record.latents, rows)
+    sites = {
+        name: value
+        for name, value in values.items()
+        if name not in fit.record.latents and not name.startswith((NOISE, GIVEN))
+    }
 
     def program(*args: Any) -> None:
         with effects:
             fit.program(*args)
 
     with torch.no_grad():
-        return run(program, rows.args, others), effects.appended
+        return run(program, rows.args, sites), effects.appended
 
 
 def response_site(record: Record) -> Site:
@@ -189,7 +248,19 @@ def response_site(record: Record) -> Site:
     if len(record.data) > 1:
         names = ", ".join(map(repr, record.data))
         raise UnsupportedError(f"predict: the program observes several responses ({names}); predict needs exactly one.")
+    if not record.data:
+        names = ", ".join(map(repr, record.observed))
+        raise UnsupportedError(
+            f"the program observes {names} by pyro.sample, which names no predictor and no mean: predictions, fitted "
+            "values and residuals need pyromix.observe(...). Replicated data are in fit.idata.posterior_predictive; "
+            "for new data run pyro.infer.Predictive(program, fit.draws())(data)."
+        )
     return next(iter(record.data.values()))
+
+
+def stream(seed: int, what: str) -> int:
+    """A seed of its own for each use of a seed: draws made of equal noise would move together."""
+    return int.from_bytes(hashlib.blake2b(f"{what} {seed}".encode(), digest_size=7).digest(), "big")
 
 
 # -- labels ---------------------------------------------------------------------------------------------------------

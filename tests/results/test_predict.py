@@ -269,6 +269,25 @@ def test_draws_are_labelled_and_repeatable() -> None:
     assert not np.array_equal(array, fit.predict(NEW, "draws", new_groups="marginal", seed=1))
 
 
+def test_new_levels_and_parameters_are_drawn_from_different_noise() -> None:
+    """One coefficient that varies, one new level: made of the same normals they would move together."""
+    base = glmm_fit(pmx.Poisson())
+    values = {**base.estimate.point, **base.estimate.latents}
+
+    def draw(count: int, seed: int) -> dict[str, torch.Tensor]:
+        noise = torch.randn(count, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        moved = {name: value.expand(count, *value.shape) for name, value in values.items()}
+        return {**moved, "beta": values["beta"] + noise * tensor([1.0, 0.0])}
+
+    fit = glmm_fit(pmx.Poisson(), draw=draw)
+    new = pd.DataFrame({"x": [0.0], "g": "new"})
+    both, alone = (
+        np.log(fit.predict(new, "draws", new_groups=policy).to_numpy().reshape(-1)) for policy in ("marginal", "zero")
+    )
+    # correlation of 500 independent pairs: SD 0.045
+    assert abs(np.corrcoef(both - alone, alone)[0, 1]) < 5 * 500**-0.5
+
+
 def test_interval_of_a_new_observation_against_the_normal_quantiles() -> None:
     fit = sleepstudy_fit()
     table = fit.predict(NEW, "interval", new_groups="marginal", level=0.8)
