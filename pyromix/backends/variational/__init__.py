@@ -1,0 +1,1 @@
+"""Parts of the variational backend: coordinates, guides, objectives and the loop that fits them."""
