@@ -150,7 +150,7 @@ def _one_precision() -> Iterator[None]:
         said = str(error).lower()
         if "float" in said and "double" in said:
             raise DataTypeError(
-                f"the program mixes float32 and float64 tensors ({error}); its sites hold float64 values: hand the data "
+                f"the program mixes float32 and float64 tensors ({error}); its sites hold float64 values: hand data "
                 "over as x.double(), and build constants and modules with dtype=torch.float64."
             ) from error
         raise
