@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def peer_command(script: str, csv: Path, repeats: int) -> list[str]:
     if script.endswith(".R"):
         rscript = shutil.which("Rscript")
         package = "glmmTMB" if script.endswith("glmmtmb.R") else "lme4"
-        if rscript is None or not _has_r_package(rscript, package):
+        if rscript is None or not has_r_packages(rscript, package, "jsonlite"):
             raise Missing(f"R package {package} is not installed; run benchmarks/install_peers.sh")
         return [rscript, "--vanilla", str(PEERS / script), str(csv), str(repeats), str(PEERS)]
     python = peers_python()
@@ -58,15 +58,21 @@ def peer_command(script: str, csv: Path, repeats: int) -> list[str]:
     return [str(python), str(PEERS / script), str(csv), str(repeats)]
 
 
-def _has_r_package(rscript: str, package: str) -> bool:
-    code = f"quit(status = !all(c('{package}', 'jsonlite') %in% rownames(installed.packages())))"
+def has_r_packages(rscript: str, *packages: str) -> bool:
+    names = ", ".join(f"'{package}'" for package in packages)
+    code = f"quit(status = !all(c({names}) %in% rownames(installed.packages())))"
     return subprocess.run([rscript, "--vanilla", "-e", code], capture_output=True).returncode == 0
 
 
-def run_side(command: Sequence[str], timeout: float = 3600) -> Result:
-    """Run one side and read the result it prints on a line of its own."""
+def run_side(
+    command: Sequence[str], timeout: float = 3600, environment: Mapping[str, str] = ONE_THREAD, cores: int | None = None
+) -> Result:
+    """Run one side and read the result it prints on a line of its own; with `cores`, on so many of the machine's."""
+    if cores is not None:
+        allowed = sorted(os.sched_getaffinity(0))[:cores]
+        command = ["taskset", "--cpu-list", ",".join(map(str, allowed)), *command]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **ONE_THREAD}, timeout=timeout
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=timeout
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode != 0 or not lines:

@@ -85,7 +85,7 @@ def main():
         num_warmup=target.tune,
         num_samples=target.draws,
         num_chains=target.chains,
-        chain_method=target.chain_method,
+        chain_method="parallel",
         progress_bar=False,
     )
     mcmc.run(jax.random.PRNGKey(target.seed), *args)

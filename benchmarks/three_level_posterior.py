@@ -1,0 +1,6 @@
+"""``python -m benchmarks.three_level_posterior``: see docs/benchmarks.md."""
+
+from benchmarks.posterior_report import main
+
+if __name__ == "__main__":
+    raise SystemExit(main("three_level_posterior"))
