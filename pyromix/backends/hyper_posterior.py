@@ -61,6 +61,18 @@ class HyperPosterior:
         loss, gradient = self.objective(t)
         return (-np.inf, np.zeros(self.size)) if loss >= FAR else (-loss, -gradient)
 
+    @property
+    def log_volume(self) -> float:
+        """What the density lacks: ``log |dz/dt|`` of the linear map from t to the natural unconstrained scale."""
+        chart, units = self.objective.chart, self.objective.unit
+        total = float(np.log(np.abs(units)).sum())
+        for entry in chart.entries:
+            if entry.kind in ("linear", "real"):
+                zero = torch.zeros(entry.size, dtype=torch.float64)
+                slope = torch.autograd.functional.jacobian(lambda x, e=entry: e.forward(x).reshape(-1), zero)
+                total += float(torch.linalg.slogdet(slope)[1])
+        return total
+
     def values(self, t: np.ndarray) -> dict[str, torch.Tensor]:
         """Site values at coordinates t."""
         return self.objective.chart.values(self.objective.flat(t))

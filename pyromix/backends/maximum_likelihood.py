@@ -100,7 +100,7 @@ class MaximumLikelihood(AbstractBackend):
         with evaluating(modules_of(program, args)):
             plan = make_plan(program, args, seed)
             marginal = self._choose(program, args, plan)
-            trained = self._train(program, args, plan, seed, progress) if plan.modules else None
+            trained = self.train(program, args, plan, seed, progress) if plan.modules else None
             search = Search(self, marginal, program, args, plan, trained)
             if self.checkpoint is not None and trained is None:
                 every = (self.training or Training()).checkpoint_every
@@ -108,7 +108,7 @@ class MaximumLikelihood(AbstractBackend):
                 search.objective.journal = Journal(Checkpoint(self.checkpoint, belongs, every), search.bound)
             return search.estimate(progress)
 
-    def _train(self, program: Program, args: tuple[Any, ...], plan: Plan, seed: int, progress: bool) -> Trained:
+    def train(self, program: Program, args: tuple[Any, ...], plan: Plan, seed: int, progress: bool) -> Trained:
         """Train networks where they stand, coefficients among the hyper-parameters."""
         centre_outputs(program, args, plan)
         marginal = self._choose(program, args, plan)

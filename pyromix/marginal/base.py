@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
 from pyromix.errors import NumericalError, UnsupportedError
+from pyromix.linalg.factor import Factor
 from pyromix.marginal.plan import Plan, make_plan
 from pyromix.running import Program, Record, Site
 from pyromix.sites import Data, Latent, annotation
@@ -94,6 +95,10 @@ class BoundMarginal(ABC):
         """Log marginal and conditional at once, without gradients."""
         with torch.no_grad():
             return float(self.log_marginal(record)), self.conditional(record)
+
+    def curvature(self, record: Record) -> Factor | None:
+        """The factored precision of the spherical effects given the data, if this marginaliser has one."""
+        return None
 
     def forget(self) -> None:  # noqa: B027 - most have nothing to forget
         """Drop what earlier evaluations left as a start: the next result then does not depend on them in any bit."""

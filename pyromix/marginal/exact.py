@@ -171,6 +171,11 @@ class BoundExact(BoundMarginal):
             self.plan, solution.factor, tril, solution.b, lambda: self._shift_map(record, solution)
         )
 
+    def curvature(self, record: Record) -> Factor:
+        with torch.no_grad():
+            self.log_marginal(record)
+        return self.solution.factor
+
     def _shift_map(self, record: Record, solution: _Solution) -> dict[str, Arrays]:
         """Coefficient site -> ``A^-1 Lambda^T Z^T W X``, arrays (levels, q, p): how the effects follow coefficients."""
         if self.out:

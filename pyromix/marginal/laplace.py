@@ -185,6 +185,11 @@ class BoundLaplace(BoundMarginal):
             point = self.mode(problem)
         return point.value - 0.5 * point.factor.logdet, self._conditional_at(point)
 
+    def curvature(self, record: Record) -> Factor:
+        with torch.no_grad():
+            problem, _, _ = self.problem(record)
+            return self.mode(problem).factorise()
+
     def _conditional_at(self, point: ModePoint) -> Conditional:
         tril = point.problem.tril
         follow = partial(shift_map, self.plan, point.factor, tril, point.weight)

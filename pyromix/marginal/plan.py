@@ -117,7 +117,7 @@ def data_of(record: Record) -> Data:
     if not record.data or record.observed:
         names = ", ".join(map(repr, record.observed))
         raise UnsupportedError(
-            f"the marginalisers take programs that observe through pyromix.observe; {names} is observed by pyro.sample. "
+            f"the marginalisers take responses of pyromix.observe; {names} is observed by pyro.sample. "
             "Write it with observe(...), or sample the program with NUTS(marginal=None)."
         )
     if len(record.data) > 1:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from pyromix.errors import ConfigError, UnsupportedError
+from pyromix.linalg.factor import Factor
 from pyromix.linalg.quadrature import gauss_hermite
 from pyromix.marginal.base import AbstractMarginal, BoundMarginal, Conditional, blocks_of
 from pyromix.marginal.laplace import BoundLaplace
@@ -110,6 +111,9 @@ class BoundQuadrature(BoundMarginal):
     def conditional(self, record: Record) -> Conditional:
         """Mode and curvature of each group: the Gaussian that the nodes are centred on."""
         return self.laplace.conditional(record)
+
+    def curvature(self, record: Record) -> Factor:
+        return self.laplace.curvature(record)
 
     def forget(self) -> None:
         self.laplace.forget()
