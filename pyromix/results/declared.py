@@ -62,21 +62,19 @@ def term_labels(effects: Iterable[Site]) -> list[str]:
     return [f"{name}[{term}]" if terms.count(term) > 1 else term for name, term in pairs]
 
 
-def term_covariance(site: Site) -> np.ndarray:
+def term_covariance(site: Site) -> torch.Tensor:
     """Covariance of one level's effects, (q, q); where levels differ or depend on each other, its mean over levels."""
     operator = site.fn.operator
     if operator.block is not None:
-        factor = numpy_of(operator.block)
-        return factor @ factor.T
+        return operator.block @ operator.block.mT
     levels, q = operator.shape
     if levels * q > MAX_DENSE:
-        return np.full((q, q), np.nan)
-    dense = numpy_of(operator.dense()).reshape(levels, q, levels, q)
-    return np.einsum("lalb->ab", dense) / levels
+        return torch.full((q, q), torch.nan, dtype=torch.float64)
+    return torch.einsum("lalb->ab", operator.dense().reshape(levels, q, levels, q)) / levels
 
 
-def residual_sd(record: Record, data: Site) -> float | None:
-    """SD of the response about its mean, for a family that has one; ``None`` for others.
+def residual_sd(record: Record, data: Site) -> tuple[str, float] | None:
+    """Site and value of the SD of the response about its mean; ``None`` for a family that has none.
 
     Weights of precision make the dispersion of the rows differ; the number reported is that of a row of weight one,
     the site ``<response>.sigma``.
@@ -87,20 +85,43 @@ def residual_sd(record: Record, data: Site) -> float | None:
     for parameter in role.family.parameters():
         name = f"{data.name}.{parameter.name}"
         if name in record.hypers:
-            return float(record.hypers[name].value)
+            return name, float(record.hypers[name].value)
         if name in record.deterministic:
-            return float(record.deterministic[name])
+            return name, float(record.deterministic[name])
         value = role.dispersion.get(parameter.name)
         if value is not None and value.numel() == 1:
-            return float(value)
+            return name, float(value)
     return None
+
+
+def dimension_labels(record: Record) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Site -> labels of each of its dimensions, where they have names."""
+    labels: dict[str, tuple[tuple[str, ...], ...]]
+    labels = {name: (_text(site.role.levels), _text(site.role.terms)) for name, site in record.latents.items()}
+    for name, site in record.hypers.items():
+        if site.role.labels is not None:
+            labels[name] = (_text(site.role.labels),) * site.value.dim()
+    return labels
+
+
+def _text(labels: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(map(str, labels))
+
+
+def owner(record: Record, name: str) -> str | None:
+    """The random effect whose hyper-parameter a site is (``<effect>.<parameter>``)."""
+    return max((effect for effect in record.latents if name.startswith(f"{effect}.")), key=len, default=None)
 
 
 def count_rows(data: Site) -> float:
     """Rows that count: masked rows do not, a row of frequency weight w counts w times."""
     role = data.role
     weights = torch.ones(len(role.eta), dtype=torch.float64) if role.weights is None else role.weights
-    total = float((weights if role.mask is None else weights * role.mask).sum())
+    return tidy_count(float((weights if role.mask is None else weights * role.mask).sum()))
+
+
+def tidy_count(total: float) -> float:
+    """A whole number as an integer."""
     return int(total) if total == int(total) else total
 
 

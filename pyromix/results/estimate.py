@@ -101,6 +101,11 @@ class Estimate:
     condition: Callable[[tuple[Any, ...], Draws, int], Draws] | None = None
 
     @property
+    def exact(self) -> bool:
+        """Whether draws tend to the posterior itself as there are more of them; not so for approximations."""
+        return self.kind == "draws" and bool(self.settings.get("exact", True))
+
+    @property
     def restricted(self) -> bool:
         """Whether `log_likelihood` is the restricted one."""
         return self.settings.get("criterion") == "reml" or self.inference.upper().startswith("REML")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
@@ -12,9 +13,21 @@ import pandas as pd
 import torch
 
 from pyromix.errors import ConfigError, Status
-from pyromix.results import declared, inference_data, plots, predict, residuals, storage, summary, tables
+from pyromix.results import (
+    declared,
+    inference_data,
+    loo,
+    plots,
+    posterior_summary,
+    predict,
+    residuals,
+    storage,
+    summary,
+    tables,
+)
 from pyromix.results.estimate import Draws, Estimate
 from pyromix.results.health import Health
+from pyromix.results.observed import Observed, run_observed
 from pyromix.running import Program, Record, run
 
 if TYPE_CHECKING:
@@ -107,8 +120,17 @@ class Fit:
     # -- criteria ----------------------------------------------------------------------------------------------------
     @property
     def log_likelihood(self) -> float:
-        """Maximised log-likelihood with all constants; under REML the restricted one. NaN without convergence."""
+        """Maximised log-likelihood with all constants; under REML the restricted one.
+
+        NaN without convergence, and for a posterior, which maximises nothing: compare posteriors by `loo`, or by
+        `log_evidence`. The same holds for `aic` and `bic`.
+        """
         return float(self.estimate.log_likelihood) if self.trusted else NAN
+
+    @property
+    def log_evidence(self) -> float:
+        """Log marginal likelihood ``log p(y)`` under the priors, or a lower bound of it (SVI); NaN where not known."""
+        return float(self.estimate.log_evidence)
 
     @property
     def n_parameters(self) -> int:
@@ -118,7 +140,10 @@ class Fit:
     @property
     def n_obs(self) -> float:
         """Observations; a row of frequency weight w counts w times."""
-        return sum(declared.count_rows(site) for site in self.record.data.values())
+        return declared.tidy_count(
+            sum(declared.count_rows(site) for site in self.record.data.values())
+            + sum(float(site.count) for site in self.observed.values())
+        )
 
     @property
     def aic(self) -> float:
@@ -128,7 +153,41 @@ class Fit:
     @property
     def bic(self) -> float:
         """Schwarz's criterion, ``k log n - 2 log L``."""
-        return self.n_parameters * float(np.log(self.n_obs)) - 2 * self.log_likelihood
+        return self.n_parameters * math.log(self.n_obs) - 2 * self.log_likelihood
+
+    def loo(self, **how: Any) -> arviz.ELPDData:
+        """Expected log predictive density of new rows, by Pareto-smoothed leave-one-out (``arviz.loo``), row by row.
+
+        Rows that the approximation cannot leave out are named in an `ApproximationWarning`.
+
+        Parameters
+        ----------
+        **how
+            Options of ``arviz.loo``; ``var_name`` chooses among several responses.
+        """
+        return loo.leave_one_out(self, **how)
+
+    def logo(self, group: str | None = None, marginal: AbstractMarginal | None = None) -> logo.GroupScores:
+        r"""Leave-one-group-out scores :math:`\log p(y_g \mid y_{-g})`, the group's effects integrated out; no refit.
+
+        For draws, Pareto-smoothed importance sampling over the hyper-parameters; for a point fit the plug-in
+        :math:`\log p(y_g \mid \hat\theta)`, which has seen the group.
+
+        Parameters
+        ----------
+        group
+            Grouping factor whose levels are independent of each other given the hyper-parameters: the only factor, or
+            the outermost of nested ones. By default the one there is.
+        marginal
+            How the effects are integrated out. By default exactly for Gaussian responses, else as the fit did, else by
+            adaptive quadrature for up to two effects a group and Laplace's approximation for more.
+
+        Raises
+        ------
+        UnsupportedError
+            Crossed factors, an inner factor, levels that depend on each other, or effects inside a function.
+        """
+        return logo.leave_one_group_out(self, group, marginal)
 
     # -- tables ------------------------------------------------------------------------------------------------------
     def fixed_effects(self, level: float = 0.95) -> pd.DataFrame:
@@ -142,7 +201,10 @@ class Fit:
         return tables.fixed_effects(self, level)
 
     def variance_components(self) -> pd.DataFrame:
-        """Variance and SD of every random term and of the residual, if there is one: group, name, variance, sd."""
+        """Variance and SD of every random term and of the residual, if there is one: group, name, variance, sd.
+
+        For a posterior these are means, and the SD's posterior SD and 95 % interval follow: se, lower, upper.
+        """
         return tables.variance_components(self)
 
     def correlations(self, group: str) -> pd.DataFrame:
@@ -165,7 +227,9 @@ class Fit:
         return tables.random_effects(self, group, what)
 
     def summary(self) -> summary.Summary:
-        """Text in lme4's layout; findings come first unless every check passed."""
+        """Text, for a point fit in lme4's layout; findings come first unless every check passed."""
+        if self.estimate.kind == "draws":
+            return posterior_summary.summarize(self)
         return summary.summarize(self)
 
     # -- predictions -------------------------------------------------------------------------------------------------
@@ -177,6 +241,7 @@ class Fit:
         level: float = 0.9,
         seed: int = 0,
         *,
+        condition_on: Any = None,
         offset: Any = None,
         missing: str = "propagate",
     ) -> Any:
@@ -197,10 +262,18 @@ class Fit:
             What a level that the fit has not seen gets. ``"error"``: refuse. ``"zero"``: no effect. ``"marginal"``: its
             prior, integrated over in a mean, drawn in intervals and draws. ``"conditional"``: its distribution given
             the known levels, which equals the prior where levels are independent.
+            Levels that `condition_on` has rows of are not among them.
         level
             Coverage of the interval.
         seed
             Seed of draws; means and linear predictors of point fits use none.
+        condition_on
+            Rows of new groups with their response, from which the groups' effects are learnt without fitting again: a
+            data frame for a formula fit, else what the program takes, new levels numbered -1, -2, ... as in `data`.
+            At every draw they are drawn from their conditional distribution (at the conditional mode for the mean of
+            a point fit, as known groups are); hyper-parameters and known groups keep the fit's draws and learn
+            nothing. Exact for Gaussian responses, else by importance resampling about the mode. Rows count once and
+            with precision weight one.
         offset
             Offset of the new rows, where the model was given ``offset=`` as an array or Series.
         missing
@@ -210,11 +283,14 @@ class Fit:
         ------
         UnseenLevelError
             A level not seen in the fit, under ``"error"``.
+        DataError
+            A row of `condition_on` whose groups are all known to the fit.
         UnsupportedError
-            ``"marginal"`` or ``"conditional"`` for a structure whose levels depend on each other.
+            ``"marginal"``, ``"conditional"`` or `condition_on` for a structure whose levels depend on each other;
+            `condition_on` where effects do not enter the predictor linearly.
         """
         how = {} if missing == "propagate" else {"missing": missing}
-        return predict.predict(self, data, kind, new_groups, level, seed, offset=offset, **how)
+        return predict.predict(self, data, kind, new_groups, level, seed, condition_on, offset=offset, **how)
 
     def fitted(self) -> np.ndarray:
         """Expected response at the training rows, (n,)."""
@@ -234,6 +310,11 @@ class Fit:
     def record(self) -> Record:
         """One run of the program at the estimate: what it declared."""
         return self.run(declared.values_of(self.estimate))
+
+    @cached_property
+    def observed(self) -> dict[str, Observed]:
+        """Observed sites of the program that are Pyro's own, at the estimate."""
+        return run_observed(self, declared.values_of(self.estimate))[1]
 
     @property
     def n_draws(self) -> int:
@@ -265,6 +346,11 @@ class Fit:
     @cached_property
     def _covariances(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return tables.covariances(self)
+
+    @cached_property
+    def covariance_draws(self) -> dict[str, np.ndarray]:
+        """Covariance of the terms of each random effect at draws of a posterior, (draws, q, q)."""
+        return tables.covariance_draws(self)
 
     # -- plots -------------------------------------------------------------------------------------------------------
     def plot_fitted(self, x: str | None = None, group: str | None = None, groups: Sequence[Any] | int = 12) -> Figure:
@@ -300,9 +386,11 @@ class Fit:
 
     def __repr__(self) -> str:
         what = self.formula or getattr(self.program, "__name__", type(self.program).__name__)
-        return (
-            f"<Fit {what!r}: {self.estimate.inference}, logLik {self.log_likelihood:.2f}, {self.status.name.lower()}>"
-        )
+        estimate = self.estimate
+        found = f"logLik {self.log_likelihood:.2f}"
+        if estimate.kind == "draws":
+            found = f"{estimate.chains} x {self.n_draws // estimate.chains} draws"
+        return f"<Fit {what!r}: {estimate.inference}, {found}, {self.status.name.lower()}>"
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()

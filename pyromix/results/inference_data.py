@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,8 +14,10 @@ import torch
 
 from pyromix.results import declared
 from pyromix.results.draws import Responses, Values, describe, over_draws
+from pyromix.results.observed import Observed, replicates, run_observed
 from pyromix.results.predict import MAX_ENTRIES, MIN_DRAWS
 from pyromix.results.rows import row_labels, tidy_labels
+from pyromix.results.storage import thinned
 from pyromix.running import Record
 
 if TYPE_CHECKING:
@@ -24,43 +27,54 @@ if TYPE_CHECKING:
     from pyromix.results.fit import Fit
 
 MAX_DETERMINISTIC = 10_000  # entries of a user's own deterministic site that is kept at every draw
-_APPROXIMATE = (
+MAX_GIVEN = 1_000_000  # entries of an array handed to a program that is repeated in constant_data
+_POINT = (
     "draws from a Gaussian approximation at a point estimate, not from a Markov chain: R-hat and effective sample size "
     "say nothing about them"
 )
+_APPROXIMATE = (
+    "draws from an approximation of the posterior, not from a Markov chain: R-hat and effective sample size say "
+    "nothing about them; health has what was found"
+)
+# of a backend's settings, what goes into the attributes: ArviZ's own names, then ours
+_SETTINGS = ("sampling_time", "tuning_steps", "khat", "effective_size")
+Arrays = dict[str, np.ndarray]
 
 
 def inference_data(fit: Fit) -> arviz.InferenceData:
     """Convert a fit.
 
-    Groups: posterior, sample_stats (samplers only), log_likelihood, posterior_predictive, observed_data, constant_data.
-    Dimensions: ``obs_id``, ``<effect>_level``, ``<effect>_term``, ``<coefficients>_coef``; correlation matrices have
-    ``<effect>_term`` and ``<effect>_term_bis``. Long data sets get fewer draws, so that an array (draws, rows) stays
-    below 2e7 entries; the attribute ``draws`` says how many.
+    Groups: posterior, sample_stats (where the backend has them), log_likelihood, posterior_predictive, observed_data,
+    constant_data, and log_prior for posteriors. Dimensions: ``obs_id``, ``<effect>_level``, ``<effect>_term``,
+    ``<coefficients>_coef``; correlation matrices have ``<effect>_term`` and ``<effect>_term_bis``; sites that are
+    Pyro's own ``<site>_dim_0``, ... Long data sets get fewer draws, the same in every group, so that an array
+    (draws, rows) stays below 2e7 entries; the attribute ``draws`` says how many. Draws of approximations are one chain.
     """
     import arviz
 
     names = _Names.of(fit)
     count = _count(fit)
     draws = fit.draws(count)
+    chains = fit.estimate.chains if fit.estimate.exact and count % fit.estimate.chains == 0 else 1
+    found = _run_all(fit, draws)
     values = {name: draws[name].detach().numpy() for name in draws}
-    likelihood, replicated, derived = _run_all(fit, draws)
-    values |= {name: array for name, array in derived.items() if name not in values}
+    values |= {name: array for name, array in found.derived.items() if name not in values}
     attrs = _attributes(fit, count)
-    chains = fit.estimate.chains if count % fit.estimate.chains == 0 else 1
     groups: dict[str, xarray.Dataset] = {"posterior": names.dataset(values, names.site_dims, attrs, chains)}
     if fit.estimate.sample_stats is not None:
-        groups["sample_stats"] = _sample_stats(fit.estimate.sample_stats, attrs)
-    groups["log_likelihood"] = names.dataset(likelihood, names.row_dims, attrs, chains)
-    groups["posterior_predictive"] = names.dataset(replicated, names.row_dims, attrs, chains)
-    observed = {name: site.role.obs.detach().numpy() for name, site in fit.record.data.items()}
-    groups["observed_data"] = names.dataset(observed, names.row_dims, attrs)
+        groups["sample_stats"] = _sample_stats(fit, count, chains, attrs)
+    groups["log_likelihood"] = names.dataset(found.likelihood, names.row_dims, attrs, chains)
+    if found.prior:
+        groups["log_prior"] = names.dataset(found.prior, names.prior_dims, attrs, chains)
+    groups["posterior_predictive"] = names.dataset(found.replicated, names.row_dims, attrs, chains)
+    groups["observed_data"] = names.dataset(_responses(fit), names.row_dims, attrs)
     groups["constant_data"] = names.constants(fit, attrs)
     return arviz.InferenceData(**groups)  # type: ignore[arg-type]  # typed for its own options
 
 
 def _count(fit: Fit) -> int:
     rows = sum(len(site.role.eta) for site in fit.record.data.values())
+    rows += sum(site.value.numel() for site in fit.observed.values())
     count = min(fit.n_draws, max(MIN_DRAWS, MAX_ENTRIES // max(rows, 1)))
     return max(1, count - count % fit.estimate.chains) if count >= fit.estimate.chains else count
 
@@ -68,58 +82,101 @@ def _count(fit: Fit) -> int:
 def _attributes(fit: Fit, count: int) -> dict[str, Any]:
     from pyromix import __version__
 
-    attrs = {
+    estimate = fit.estimate
+    attrs: dict[str, Any] = {
         "created_at": datetime.now(UTC).isoformat(),
         "inference_library": "pyromix",
         "inference_library_version": __version__,
-        "inference": fit.estimate.inference,
+        "inference": estimate.inference,
         "status": fit.status.value,
         "health": json.dumps(fit.health.to_dicts()),
         "draws": count,
     }
-    if fit.estimate.kind != "draws":
-        attrs["note"] = _APPROXIMATE
+    if not estimate.exact:
+        attrs["note"] = _APPROXIMATE if estimate.kind == "draws" else _POINT
     if fit.formula:
         attrs["formula"] = fit.formula
+    attrs |= {key: estimate.settings[key] for key in _SETTINGS if isinstance(estimate.settings.get(key), int | float)}
+    if math.isfinite(estimate.log_evidence):
+        attrs["log_evidence"] = float(estimate.log_evidence)
     return attrs
 
 
-Arrays = dict[str, np.ndarray]
+def _responses(fit: Fit) -> Arrays:
+    found = {name: site.role.obs.detach().numpy() for name, site in fit.record.data.items()}
+    found |= {name: site.value.detach().numpy() for name, site in fit.observed.items()}
+    return {name: _whole(array) if _is_discrete(fit, name) else array for name, array in found.items()}
 
 
-def _run_all(fit: Fit, draws: Values) -> tuple[Arrays, Arrays, Arrays]:
-    """Row-wise log-likelihood, one replicated response and the derived quantities, at every draw."""
+def _is_discrete(fit: Fit, name: str) -> bool:
+    if name in fit.observed:
+        return fit.observed[name].discrete
+    return bool(fit.record.data[name].fn.support.is_discrete)
+
+
+def _whole(array: np.ndarray) -> np.ndarray:
+    """Counts as integers, by which ArviZ draws them as bars; what is no count, or none that fits, stays as it is."""
+    whole = np.isfinite(array).all() and (array == np.round(array)).all() and np.abs(array).max(initial=0) < 2**53
+    return array.astype(np.int64) if whole else array
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Arrays (draws, ...) by site: log-likelihood of each row, replicated responses, log prior, derived quantities."""
+
+    likelihood: Arrays
+    replicated: Arrays
+    prior: Arrays
+    derived: Arrays
+
+
+def _run_all(fit: Fit, draws: Values) -> _Found:
+    """Run the program at every draw."""
     kept = [name for name, value in fit.record.deterministic.items() if value.numel() <= MAX_DETERMINISTIC]
+    priors = fit.estimate.kind == "draws"
 
     def one(values: Values) -> Values:
-        record = fit.run(values)
+        record, seen = run_observed(fit, values)
         found = {f"derived\0{name}": record.deterministic[name] for name in kept}
+        found |= {f"density\0{name}": site.log_prob for name, site in seen.items()}
+        if priors:
+            sites = {**record.hypers, **record.plain}
+            found |= {f"prior\0{name}": site.fn.log_prob(site.value) for name, site in sites.items()}
         for name, site in record.data.items():
-            found |= {f"{name}\0{key}": value for key, value in describe(site).items()}
+            found |= {f"response {name}\0{key}": value for key, value in describe(site).items()}
         return found
 
     rows = sum(len(site.role.eta) for site in fit.record.data.values())
+    rows += sum(site.value.numel() for site in fit.observed.values())
     found = over_draws(one, draws, rows)
-    likelihood: Arrays = {}
-    replicated: Arrays = {}
+    likelihood = _part(found, "density")
+    replicated = {name: declared.numpy_of(value) for name, value in replicates(fit, draws, seed=0).items()}
     for name, site in fit.record.data.items():
-        prefix = f"{name}\0"
+        prefix = f"response {name}\0"
         at = Responses.of(site, {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)})
         likelihood[name] = declared.numpy_of(at.log_likelihoods())
         replicated[name] = declared.numpy_of(at.replicates(seed=0)[0])
-    return likelihood, replicated, {name: declared.numpy_of(found[f"derived\0{name}"]) for name in kept}
+    replicated = {name: _whole(array) if _is_discrete(fit, name) else array for name, array in replicated.items()}
+    return _Found(likelihood, replicated, _part(found, "prior"), _part(found, "derived"))
 
 
-def _sample_stats(stats: Mapping[str, Any], attrs: dict[str, Any]) -> xarray.Dataset:
+def _part(found: Values, kind: str) -> Arrays:
+    prefix = f"{kind}\0"
+    return {k.removeprefix(prefix): declared.numpy_of(v) for k, v in found.items() if k.startswith(prefix)}
+
+
+def _sample_stats(fit: Fit, count: int, chains: int, attrs: dict[str, Any]) -> xarray.Dataset:
+    """What the backend has of every draw, for the draws that the other groups hold."""
     import xarray
 
-    arrays = {name: np.asarray(value) for name, value in stats.items()}
-    variables = {
-        name: (("chain", "draw", *(f"{name}_dim_{k}" for k in range(array.ndim - 2))), array)
-        for name, array in arrays.items()
-    }
-    first = next(iter(arrays.values()))
-    coords = {"chain": np.arange(first.shape[0]), "draw": np.arange(first.shape[1])}
+    keep = thinned(fit.n_draws, count, fit.estimate.chains).numpy()
+    variables: dict[str, Any] = {}
+    for name, value in (fit.estimate.sample_stats or {}).items():
+        array = np.asarray(value)
+        rest = array.shape[2:]
+        array = array.reshape(-1, *rest)[keep].reshape(chains, -1, *rest)
+        variables[name] = (("chain", "draw", *(f"{name}_dim_{k}" for k in range(len(rest)))), array)
+    coords = {"chain": np.arange(chains), "draw": np.arange(count // chains)}
     return xarray.Dataset(variables, coords=coords, attrs=attrs)
 
 
@@ -128,19 +185,22 @@ class _Names:
     """Dimensions of every site, and the coordinates of every dimension."""
 
     record: Record
+    observed: Mapping[str, Observed]
     taken: set[str]
     coords: dict[str, np.ndarray] = field(default_factory=dict)
     rows: dict[str, str] = field(default_factory=dict)  # response -> its row dimension
 
     @classmethod
     def of(cls, fit: Fit) -> _Names:
-        record = fit.record
-        taken = {*record.hypers, *record.latents, *record.data, *record.deterministic, "chain", "draw"}
-        names = cls(record, {_netcdf(name) for name in taken})
+        record, observed = fit.record, fit.observed
+        taken = {*record.hypers, *record.latents, *record.data, *record.deterministic, *record.plain, *observed}
+        names = cls(record, observed, {_netcdf(name) for name in {*taken, "chain", "draw"}})
         index = getattr(fit.args[0], "index", None) if fit.args else None
-        for name, site in record.data.items():
-            dim = "obs_id" if len(record.data) == 1 else f"{name}_obs_id"
-            names.rows[name] = names.dim(dim, row_labels(index, len(site.role.eta)))
+        lengths = {name: len(site.role.eta) for name, site in record.data.items()}
+        lengths |= {name: len(site.log_prob) for name, site in observed.items() if site.log_prob.dim() == 1}
+        for name, length in lengths.items():
+            dim = "obs_id" if len(record.data) + len(observed) == 1 else f"{name}_obs_id"
+            names.rows[name] = names.dim(dim, row_labels(index, length))
         return names
 
     def dim(self, name: str, labels: Any) -> str:
@@ -152,7 +212,16 @@ class _Names:
         return name
 
     def row_dims(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-        return (self.rows[name],)
+        """Dimensions of a response or of its density: its rows, then what one of them consists of."""
+        first = (self.rows[name],) if name in self.rows else ()
+        return first + tuple(self.dim(f"{name}_dim_{k}", range(shape[k])) for k in range(len(first), len(shape)))
+
+    def prior_dims(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """Dimensions of a log prior density: the site's own where it has one for every entry."""
+        site = self.record.hypers.get(name) or self.record.plain[name]
+        if shape == tuple(site.value.shape):
+            return self.site_dims(name, shape)
+        return tuple(self.dim(f"{name}_prior_dim_{k}", range(size)) for k, size in enumerate(shape))
 
     def site_dims(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
         """Dimensions of one draw of a site."""
@@ -163,7 +232,7 @@ class _Names:
         if hyper is not None and hyper.role.design is not None:
             labels = hyper.role.labels or range(hyper.role.design.shape[1])
             return (self.dim(f"{name}_coef", labels),)
-        owner = max((e for e in self.record.latents if name.startswith(f"{e}.")), key=len, default=None)
+        owner = declared.owner(self.record, name)
         if owner is not None:
             terms = self.record.latents[owner].role.terms
             if shape == (len(terms),):
@@ -215,6 +284,10 @@ class _Names:
             add(f"{name}.mask", site.role.mask)
         if self.record.functions and hasattr(fit.design, "columns"):  # a network's inputs multiply no coefficients
             add("inputs", fit.design.x, self.dim("inputs_column", fit.design.columns))
+        given = {name: array for name, array in _given(fit).items() if _netcdf(name) not in self.taken}
+        arrays |= given
+        for name, array in given.items():
+            dims[name] = tuple(self.dim(f"{name}_dim_{k}", range(size)) for k, size in enumerate(array.shape))
         for key in ("offset", "precision_weights"):
             value = getattr(fit.design, key, None)
             add(key, None if value is None else torch.as_tensor(value))
@@ -225,6 +298,18 @@ class _Names:
             if len(self.coords[dim]) == count:
                 return dim
         return self.dim(f"{name}_row", range(count))
+
+
+def _given(fit: Fit) -> Arrays:
+    """Numbers that a program was handed by name."""
+    found = {}
+    for arg in fit.args:
+        for name, value in arg.items() if isinstance(arg, Mapping) else ():
+            if isinstance(value, torch.Tensor | np.ndarray | int | float) and not isinstance(value, bool):
+                array = np.asarray(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
+                if array.dtype.kind in "iuf" and array.size <= MAX_GIVEN:
+                    found[str(name)] = array
+    return found
 
 
 def _netcdf(name: str) -> str:

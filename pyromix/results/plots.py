@@ -55,7 +55,7 @@ def plot_fitted(fit: Fit, x: str | None, group: str | None, groups: Sequence[Any
 def plot_caterpillar(fit: Fit, group: str | None, term: str | None) -> Figure:
     """`Fit.plot_caterpillar`."""
     group = _group(fit, group)
-    modes, sds = fit.random_effects(group), fit.random_effects(group, "sd")
+    modes, lower, upper = _intervals(fit, group)
     if term is not None and term not in modes.columns:
         known = ", ".join(repr(str(name)) for name in modes.columns)
         raise ConfigError(f"plot_caterpillar(term={term!r}): {group!r} has no such term (it has: {known}).")
@@ -65,10 +65,11 @@ def plot_caterpillar(fit: Fit, group: str | None, term: str | None) -> Figure:
     figure, axes = _panels(len(terms), width=3.6, height=height, columns=len(terms))
     for axis, name in zip(axes, terms, strict=True):
         order = np.argsort(modes[name].to_numpy(), kind="stable")
-        at, mode, half = np.arange(count), modes[name].to_numpy()[order], 1.96 * sds[name].to_numpy()[order]
-        clear = np.abs(mode) > half
+        at = np.arange(count)
+        mode, low, high = (table[name].to_numpy()[order] for table in (modes, lower, upper))
+        clear = (low > 0) | (high < 0)
         axis.axvline(0, color=GREY, linewidth=0.9)
-        axis.hlines(at, mode - half, mode + half, color=np.where(clear, GROUP, GREY).tolist(), linewidth=1.4)
+        axis.hlines(at, low, high, color=np.where(clear, GROUP, GREY).tolist(), linewidth=1.4)
         axis.scatter(mode, at, s=14, c=np.where(clear, GROUP, GREY).tolist(), zorder=3)
         axis.set_title(name, fontsize=10, color=INK, loc="left")
         axis.set_ylim(-0.8, count - 0.2)
@@ -78,8 +79,26 @@ def plot_caterpillar(fit: Fit, group: str | None, term: str | None) -> Figure:
             axis.set_yticks([])
         axis.grid(axis="y", visible=False)
     figure.supylabel(f"{group}, {count} levels, sorted", fontsize=10, color=INK)
-    figure.supxlabel("conditional mode, 95 % interval (blue: zero lies outside)", fontsize=9, color=INK)
+    what = "posterior mean" if fit.estimate.kind == "draws" else "conditional mode"
+    figure.supxlabel(f"{what}, 95 % interval (blue: zero lies outside)", fontsize=9, color=INK)
     return figure
+
+
+def _intervals(fit: Fit, group: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Centres and 95 % limits of a grouping factor's effects: normal at a point, quantiles of draws."""
+    modes, sds = fit.random_effects(group), fit.random_effects(group, "sd")
+    if fit.estimate.kind != "draws" or not fit.trusted:
+        return modes, modes - 1.96 * sds, modes + 1.96 * sds
+    draws = fit.draws()
+    limits = [
+        np.concatenate(
+            [np.quantile(draws[site.name].numpy(), q, axis=0) for site in declared.effects_of(fit.record, group)],
+            axis=1,
+        )
+        for q in (0.025, 0.975)
+    ]
+    lower, upper = (pd.DataFrame(array, index=modes.index, columns=modes.columns) for array in limits)
+    return modes, lower, upper
 
 
 def plot_residuals(fit: Fit) -> Figure:

@@ -8,34 +8,59 @@ import numpy as np
 import torch
 
 from pyromix.errors import ConfigError
+from pyromix.results.draws import Responses, Values, describe, over_draws
+from pyromix.results.rows import response_site
 from pyromix.running import Site
 
 if TYPE_CHECKING:
     from pyromix.results.fit import Fit
 
 KINDS = ("response", "pearson")
+DRAWS = 400  # of a posterior, for its mean and variance at every row
 
 
 def residuals(fit: Fit, kind: str) -> np.ndarray:
-    r"""Residuals at the conditional modes, (n,), over all responses of the program one after the other.
+    r"""Residuals, (n,), over all responses that the program observes with a family, one after the other.
 
     ``"response"``: :math:`y_n - \mu_n` (a difference of proportions for binomial counts); ``"pearson"``:
-    :math:`(y_n - \mu_n)/SD(y_n)`, which lme4 prints as scaled residuals. Rows that a mask takes out are NaN.
+    :math:`(y_n - \mu_n)/SD(y_n)`, which lme4 prints as scaled residuals. Mean and variance are those at the conditional
+    modes, or for a posterior their averages over its draws. Rows that a mask takes out are NaN.
     """
     if kind not in KINDS:
         raise ConfigError(f"residuals({kind!r}): choose one of {', '.join(map(repr, KINDS))}.")
-    return np.concatenate([_site_residuals(site, kind) for site in fit.record.data.values()])
+    if not fit.record.data:
+        response_site(fit.record)  # says why there are none
+    return np.concatenate([_site_residuals(fit, site, kind) for site in fit.record.data.values()])
 
 
 @torch.no_grad()
-def _site_residuals(site: Site, kind: str) -> np.ndarray:
+def _site_residuals(fit: Fit, site: Site, kind: str) -> np.ndarray:
     role = site.role
-    response = role.family.distribution(role.eta, role.trials, **role.dispersion)
-    value = role.obs - response.mean
+    mean, variance = _moments(fit, site)
+    value = role.obs - mean
     if kind == "pearson":
-        value = value / response.variance.sqrt()
+        value = value / variance.sqrt()
     elif role.trials is not None:
         value = value / role.trials
     if role.mask is not None:
         value = torch.where(role.mask, value, torch.nan)
     return value.to(torch.float64).numpy()
+
+
+def _moments(fit: Fit, site: Site) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of the response at each row."""
+    role = site.role
+    at = Responses.of(site, {name: value[None] for name, value in describe(site).items()})
+    if fit.estimate.kind == "draws":
+
+        def one(values: Values) -> Values:
+            return describe(fit.run(values).data[site.name])
+
+        at = Responses.of(site, over_draws(one, fit.draws(min(fit.n_draws, DRAWS)), len(role.eta)))
+
+    def moments(eta: torch.Tensor, dispersion: Values) -> torch.Tensor:
+        response = role.family.distribution(eta, role.trials, **dispersion)
+        return torch.stack([response.mean, response.variance])
+
+    mean, variance = at.map(moments).mean(0)
+    return mean, variance

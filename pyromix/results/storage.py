@@ -325,13 +325,17 @@ class StoredDraws:
             raise ConfigError(f"draws({count}): the fit holds {total} draws; ask for at most that many.")
         if count == total:
             return self.draws
-        if count % self.chains:
-            keep = torch.linspace(0, total - 1, count).round().long()
-        else:
-            length = total // self.chains
-            inside = torch.linspace(0, length - 1, count // self.chains).round().long()
-            keep = (torch.arange(self.chains)[:, None] * length + inside).reshape(-1)
+        keep = thinned(total, count, self.chains)
         return {name: value[keep] for name, value in self.draws.items()}
+
+
+def thinned(total: int, count: int, chains: int) -> torch.Tensor:
+    """Positions of `count` of all draws: evenly spaced within every chain, if the chains can share them."""
+    if count % chains:
+        return torch.linspace(0, total - 1, count).round().long()
+    length = total // chains
+    inside = torch.linspace(0, length - 1, count // chains).round().long()
+    return (torch.arange(chains)[:, None] * length + inside).reshape(-1)
 
 
 # -- fits -------------------------------------------------------------------------------------------------------------

@@ -31,10 +31,10 @@ class Summary(str):
 
 def summarize(fit: Fit) -> Summary:
     """The summary of a fit."""
-    parts = [_header(fit), _criteria(fit), _residuals(fit), _random(fit), _fixed(fit), _correlation(fit)]
+    parts = [header(fit), _criteria(fit), _residuals(fit), _random(fit), _fixed(fit), _correlation(fit)]
     if fit.health or not fit.status.ok:
         quiet = fit.status.ok and all(record.severity == "info" for record in fit.health)
-        parts.insert(len(parts) if quiet else 0, _findings(fit))
+        parts.insert(len(parts) if quiet else 0, findings(fit))
     return Summary("\n\n".join(part for part in parts if part))
 
 
@@ -69,7 +69,8 @@ def _p_value(p: float) -> str:
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
-def _findings(fit: Fit) -> str:
+def findings(fit: Fit) -> str:
+    """Status, if it is not what was hoped for, and the findings."""
     lines = [f"Status: {fit.status.value}"]
     if not fit.status.ok:
         hidden = "shown because they were forced" if fit.trusted else "are NaN; fit.force() shows them"
@@ -79,13 +80,16 @@ def _findings(fit: Fit) -> str:
     return "\n".join(lines)
 
 
-def _header(fit: Fit) -> str:
+def header(fit: Fit) -> str:
+    """Kind of model, how it was fitted, family, formula, networks."""
     record = fit.record
-    site = next(iter(record.data.values()))
-    linear = site.role.family.gaussian_sd(**site.role.dispersion) is not None and not record.functions
+    families = [(site.role.family, site.role.dispersion) for site in record.data.values()]
+    linear = all(family.gaussian_sd(**dispersion) is not None for family, dispersion in families)
     title = "Linear mixed model" if linear else "Generalized linear mixed model"
     if record.functions:
-        title = "Mixed model with a network mean"
+        title, linear = "Mixed model with a network mean", False
+    if not record.data:
+        title = f"Program {getattr(fit.program, '__name__', type(fit.program).__name__)}:"
     verb = "draws from" if fit.estimate.kind == "draws" else "fit by"
     lines = [f"{title} {verb} {fit.estimate.inference}"]
     if not linear:
@@ -103,13 +107,11 @@ def _header(fit: Fit) -> str:
 
 def _criteria(fit: Fit) -> str:
     value = fit.log_likelihood
-    if math.isnan(value) and fit.estimate.kind == "draws":
-        return ""
     if fit.estimate.restricted:
         return f"REML criterion at convergence: {-2 * value:.1f}"
     names = ["AIC", "BIC", "logLik", "deviance", "df.resid"]
     numbers = [f"{x:.1f}" for x in (fit.aic, fit.bic, value, -2 * value)] + [f"{fit.n_obs - fit.n_parameters:g}"]
-    return _aligned([names, numbers], even=True)
+    return aligned([names, numbers], even=True)
 
 
 def _residuals(fit: Fit) -> str:
@@ -120,7 +122,7 @@ def _residuals(fit: Fit) -> str:
     quantiles = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
     top = np.abs(quantiles).max()
     quantiles = quantiles.round(max(0, DIGITS + 1 - math.ceil(math.log10(top)))) if top > 0 else quantiles
-    return "Scaled residuals:\n" + _aligned([["Min", "1Q", "Median", "3Q", "Max"], formatted(quantiles)], even=True)
+    return "Scaled residuals:\n" + aligned([["Min", "1Q", "Median", "3Q", "Max"], formatted(quantiles)], even=True)
 
 
 def _random(fit: Fit) -> str:
@@ -137,14 +139,18 @@ def _random(fit: Fit) -> str:
     for i, (group, term) in enumerate(zip(table["group"], table["name"], strict=True)):
         rows.append([group if group != last else "", term, variances[i], sds[i], corr.get((group, term), "")])
         last = group
-    counts = {group: len(effects[0].role.levels) for group, effects in found.items()}
-    sizes = "; ".join(f"{name}, {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
-    tail = f"Number of obs: {fit.n_obs:g}" + (f", groups: {sizes}" if sizes else "") + _left_out(fit)
     if len(rows) == 1:
-        return tail
+        return sizes(fit)
     if not any(corr.values()):
         rows = [row[:4] for row in rows]
-    return "Random effects:\n" + _aligned(rows, left=(0, 1, 4), indent=" ", gap=" ") + "\n" + tail
+    return "Random effects:\n" + aligned(rows, left=(0, 1, 4), indent=" ", gap=" ") + "\n" + sizes(fit)
+
+
+def sizes(fit: Fit) -> str:
+    """Numbers of observations and of levels, and what was left out."""
+    counts = {group: len(effects[0].role.levels) for group, effects in declared.groups(fit.record).items()}
+    groups = "; ".join(f"{name}, {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+    return f"Number of obs: {fit.n_obs:g}" + (f", groups: {groups}" if groups else "") + _left_out(fit)
 
 
 def _left_out(fit: Fit) -> str:
@@ -172,11 +178,6 @@ def _fixed(fit: Fit) -> str:
     if not len(table):
         return ""
     estimate, se = table["estimate"].to_numpy(), table["se"].to_numpy()
-    if fit.estimate.kind == "draws":
-        cells = _columns(table[["estimate", "se", "lower", "upper"]].to_numpy())
-        rows = [["", "Mean", "SD", "2.5 %", "97.5 %"]]
-        rows += [[str(label), *row] for label, row in zip(table.index, cells, strict=True)]
-        return "Fixed effects:\n" + _aligned(rows, left=(0,), gap=" ")
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(se > 0, estimate / se, np.nan)
     site = next(iter(fit.record.data.values()))
@@ -189,7 +190,7 @@ def _fixed(fit: Fit) -> str:
         rows[0].append("Pr(>|z|)")
         for row, z in zip(rows[1:], ratio, strict=True):
             row.append(_p_value(2 * float(ndtr(-abs(z)))))
-    return "Fixed effects:\n" + _aligned(rows, left=(0,), gap=" ")
+    return "Fixed effects:\n" + aligned(rows, left=(0,), gap=" ")
 
 
 def _columns(matrix: np.ndarray) -> list[list[str]]:
@@ -203,8 +204,6 @@ def _columns(matrix: np.ndarray) -> list[list[str]]:
 
 
 def _correlation(fit: Fit) -> str:
-    if fit.estimate.kind == "draws":
-        return ""
     covariance = coefficient_covariance(fit)
     if not 1 < len(covariance) <= 12 or not np.isfinite(covariance.to_numpy()).all():
         return ""
@@ -214,12 +213,13 @@ def _correlation(fit: Fit) -> str:
     rows = [["", *short]]
     for i in range(1, len(names)):
         rows.append([names[i], *(f"{matrix[i, j]:.3f}" if j < i else "" for j in range(len(names) - 1))])
-    return "Correlation of Fixed Effects:\n" + _aligned(rows, left=(0,), gap=" ")
+    return "Correlation of Fixed Effects:\n" + aligned(rows, left=(0,), gap=" ")
 
 
-def _aligned(
+def aligned(
     rows: list[list[str]], left: Sequence[int] = (), indent: str = "", gap: str = " ", even: bool = False
 ) -> str:
+    """Rows of cells as columns, flush right but for those in `left`; all of one width if `even`."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     widths = [max(widths)] * len(widths) if even else widths
     lines = []

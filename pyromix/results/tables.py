@@ -11,12 +11,14 @@ from scipy.special import ndtri
 
 from pyromix.errors import ConfigError
 from pyromix.results import declared
+from pyromix.results.draws import Values, over_draws
 
 if TYPE_CHECKING:
     from pyromix.results.fit import Fit
 
-# Draws averaged over for covariances of a sampled posterior; their Monte-Carlo error is far below its spread.
+# Covariances of a posterior are read at all draws, or at as many as keep (draws, rows) within the second number.
 COVARIANCE_DRAWS = 400
+COVARIANCE_ENTRIES = 40_000_000
 
 
 def fixed_effects(fit: Fit, level: float) -> pd.DataFrame:
@@ -30,9 +32,9 @@ def fixed_effects(fit: Fit, level: float) -> pd.DataFrame:
     if fit.estimate.kind == "draws":
         draws = fit.draws()
         columns = [draws[entry.site].reshape(fit.n_draws, -1)[:, entry.position].double() for entry in entries]
-        sample = torch.stack(columns).numpy() if columns else np.zeros((0, 1))
-        se, estimate = sample.std(1, ddof=1), sample.mean(1)
-        lower, upper = np.quantile(sample, [(1 - level) / 2, (1 + level) / 2], axis=1)
+        sample = torch.stack(columns).numpy() if columns else np.zeros((0, 2))
+        estimate = sample.mean(1)
+        se, lower, upper = _spread(fit, sample, level)
     else:
         known = _coefficient_blocks(fit, entries)
         variance = [known[e.site][e.position, e.position] if e.site in known else np.nan for e in entries]
@@ -68,13 +70,35 @@ def _coefficient_blocks(fit: Fit, entries: list[declared.Coefficient]) -> dict[s
 def covariances(fit: Fit) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """SDs (q,) and correlations (q, q) of each effect's terms: at the point, or averaged over draws."""
     if fit.estimate.kind != "draws":
-        return {name: split_covariance(declared.term_covariance(site)) for name, site in fit.record.latents.items()}
-    records = list(fit.records(min(fit.n_draws, COVARIANCE_DRAWS)))
+        found = {name: declared.term_covariance(site) for name, site in fit.record.latents.items()}
+        return {name: split_covariance(declared.numpy_of(value)) for name, value in found.items()}
     averaged = {}
-    for name in fit.record.latents:
-        parts = [split_covariance(declared.term_covariance(record.latents[name])) for record in records]
+    for name, matrices in fit.covariance_draws.items():
+        parts = [split_covariance(matrix) for matrix in matrices]
         averaged[name] = (np.mean([sd for sd, _ in parts], axis=0), np.mean([corr for _, corr in parts], axis=0))
     return averaged
+
+
+def covariance_draws(fit: Fit) -> dict[str, np.ndarray]:
+    """Covariance of each effect's terms at draws of the posterior, (draws, q, q)."""
+    if not fit.record.latents:
+        return {}
+
+    def one(values: Values) -> Values:
+        record = fit.run(values)
+        return {name: declared.term_covariance(site) for name, site in record.latents.items()}
+
+    rows = max(len(site.role.rows.index) for site in fit.record.latents.values())
+    count = min(fit.n_draws, max(COVARIANCE_DRAWS, COVARIANCE_ENTRIES // max(rows, 1)))
+    return {name: declared.numpy_of(v) for name, v in over_draws(one, fit.draws(count), rows).items()}
+
+
+def _spread(fit: Fit, sample: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """SD and central interval of draws, (quantities, draws); NaN where the fit is not to be trusted."""
+    if not fit.trusted:
+        return (np.full(len(sample), np.nan),) * 3
+    lower, upper = np.quantile(sample, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    return sample.std(1, ddof=1), lower, upper
 
 
 def split_covariance(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,18 +112,38 @@ def split_covariance(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def variance_components(fit: Fit) -> pd.DataFrame:
-    """Variance and SD of every random term, then of the residual."""
-    known, rows = fit.covariances(), []
-    for group, effects in declared.groups(fit.record).items():
-        sds = np.concatenate([known[site.name][0] for site in effects])
-        rows += [(group, term, sd) for term, sd in zip(declared.term_labels(effects), sds, strict=True)]
-    for site in fit.record.data.values():
-        sd = declared.residual_sd(fit.record, site)
-        if sd is not None:
-            rows.append(("Residual", "" if len(fit.record.data) == 1 else site.name, sd))
-    table = pd.DataFrame(rows, columns=["group", "name", "sd"]).astype({"sd": float})
-    table.insert(2, "variance", table["sd"] ** 2)
+    """Variance and SD of every random term, then of the residual; for draws their means, and the spread of the SD."""
+    rows = _sds(fit)
+    names = [(group, name) for group, name, _ in rows]
+    sample = np.stack([values for _, _, values in rows]) if rows else np.zeros((0, 2))
+    table = pd.DataFrame(names, columns=["group", "name"]).astype(object)
+    table["variance"], table["sd"] = np.square(sample).mean(1), sample.mean(1)
+    if fit.estimate.kind == "draws":
+        table["se"], table["lower"], table["upper"] = _spread(fit, sample, 0.95)
     return table
+
+
+def _sds(fit: Fit) -> list[tuple[str, str, np.ndarray]]:
+    """Group, term and SD (at the point, or at draws) of every random term, then of the residual."""
+    sampled = fit.estimate.kind == "draws"
+    rows = []
+    for group, effects in declared.groups(fit.record).items():
+        if sampled:
+            parts = [np.sqrt(fit.covariance_draws[site.name].diagonal(axis1=1, axis2=2)).T for site in effects]
+        else:
+            parts = [fit.covariances()[site.name][0][:, None] for site in effects]
+        rows += [
+            (group, term, sd) for term, sd in zip(declared.term_labels(effects), np.concatenate(parts), strict=True)
+        ]
+    count = rows[0][2].size if rows else fit.n_draws if sampled else 1
+    draws = fit.draws(count) if sampled else {}
+    for site in fit.record.data.values():
+        found = declared.residual_sd(fit.record, site)
+        if found is not None:
+            name, value = found
+            sd = declared.numpy_of(draws[name]).reshape(-1) if name in draws else np.full(count, value)
+            rows.append(("Residual", "" if len(fit.record.data) == 1 else site.name, sd))
+    return rows
 
 
 def correlations(fit: Fit, group: str) -> pd.DataFrame:

@@ -192,7 +192,7 @@ def test_draws_give_means_quantiles_and_averaged_covariances(rng: np.random.Gene
     assert table["lower"].to_numpy() == pytest.approx(np.quantile(beta, 0.025, axis=0))
     assert fit.correlations("Subject").iloc[0, 1] == pytest.approx(rhos.mean())
     assert fit.variance_components()["sd"].to_numpy()[:2] == pytest.approx(sds.numpy().mean(0))
-    assert "2.5 %" in str(fit.summary()) and "draws from NUTS" in str(fit.summary())
+    assert "R-hat" in str(fit.summary()) and "draws from NUTS" in str(fit.summary())
     x, u = fit.args[0].x.numpy(), draws["Subject"].numpy().repeat(10, axis=1)
     eta = np.einsum("np,sp->sn", x, beta) + (u * x).sum(-1)
     assert fit.predict() == pytest.approx(eta.mean(0), rel=1e-10)
