@@ -16,6 +16,7 @@ from pyromix.errors import ConfigError, Status
 from pyromix.results import (
     declared,
     inference_data,
+    logo,
     loo,
     plots,
     posterior_summary,
@@ -33,6 +34,8 @@ from pyromix.running import Program, Record, run
 if TYPE_CHECKING:
     import arviz
     from matplotlib.figure import Figure
+
+    from pyromix.marginal import AbstractMarginal
 
 NAN = float("nan")
 Description = tuple[dict[str, Any], dict[str, np.ndarray]]
