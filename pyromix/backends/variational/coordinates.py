@@ -1,4 +1,4 @@
-r"""Hyper-parameters as one vector in which a posterior is about standard normal: :math:`z = o + T x`.
+r"""Sites as one vector in which a posterior is about standard normal: :math:`z = o + T x`.
 
 ``z`` holds every site on its unconstrained scale, side by side. The optimiser and the guides work on ``x``: there one
 learning rate and one starting width serve coefficients of any size, and correlated columns are no longer correlated.
@@ -6,7 +6,7 @@ learning rate and one starting width serve coefficients of any size, and correla
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,51 +17,44 @@ Values = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Piece:
-    """One site's part of the vector.
-
-    Attributes
-    ----------
-    name, shape
-        The site, and the shape of its unconstrained value.
-    transform
-        From unconstrained values to the site's support.
-    origin
-        Unconstrained value at ``x = 0``, (size,).
-    root
-        ``T``: a factor per coordinate (size,), or a matrix (size, size).
-    """
+    """One site's part of the vector: its name, the shape of its unconstrained value, the transform to its support."""
 
     name: str
     shape: torch.Size
     transform: Any
-    origin: torch.Tensor
-    root: torch.Tensor
 
     @property
     def size(self) -> int:
-        return self.origin.numel()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Unconstrained value at x."""
-        step = self.root * x if self.root.dim() == 1 else self.root @ x
-        return (self.origin + step).reshape(self.shape)
+        return self.shape.numel()
 
 
 class Coordinates:
-    """The pieces side by side."""
+    """The pieces side by side.
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
-        self.pieces = tuple(pieces)
+    Parameters
+    ----------
+    origin
+        z at ``x = 0``, (size,).
+    head, tail
+        ``T`` is `head` (k, k) on the first k coordinates and the diagonal `tail` (size - k,) on the rest.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], origin: torch.Tensor, head: torch.Tensor, tail: torch.Tensor) -> None:
+        self.pieces, self.origin, self.head, self.tail = tuple(pieces), origin, head, tail
         self.names = tuple(piece.name for piece in self.pieces)
         self.sizes = [piece.size for piece in self.pieces]
         self.size = sum(self.sizes)
         ends = torch.tensor([0, *self.sizes]).cumsum(0).tolist()
         self.slices = {piece.name: slice(*ends[k : k + 2]) for k, piece in enumerate(self.pieces)}
 
-    def unconstrained(self, x: torch.Tensor) -> Values:
-        """Every site's unconstrained value at x (size,)."""
-        parts = x.split(self.sizes) if self.pieces else []
-        return {piece.name: piece.forward(part) for piece, part in zip(self.pieces, parts, strict=True)}
+    def independent(self) -> Coordinates:
+        """The same with T's head replaced by the scales of its rows: one coordinate for each of z."""
+        return Coordinates(self.pieces, self.origin, torch.diag(self.head.norm(dim=1)), self.tail)
+
+    def vector(self, x: torch.Tensor) -> torch.Tensor:
+        """z at x."""
+        k = len(self.head)
+        return self.origin + torch.cat([self.head @ x[:k], self.tail * x[k:]])
 
     def values(self, x: torch.Tensor) -> tuple[Values, torch.Tensor]:
         """Every site's value at x, and the log Jacobian from z to the values; gradients flow.
@@ -70,24 +63,17 @@ class Coordinates:
         """
         values: Values = {}
         jacobian = x.new_zeros(())
-        for piece, z in zip(self.pieces, self.unconstrained(x).values(), strict=True):
-            value = piece.transform(z)
-            values[piece.name] = value
+        parts = self.vector(x).split(self.sizes) if self.pieces else []
+        for piece, part in zip(self.pieces, parts, strict=True):
+            z = part.reshape(piece.shape)
+            values[piece.name] = value = piece.transform(z)
             jacobian = jacobian + piece.transform.log_abs_det_jacobian(z, value).sum()
         return values, jacobian
 
     def log_scale(self) -> torch.Tensor:
         """``log |det T|``: what turns a density of x into one of z."""
-        total = torch.zeros((), dtype=torch.float64)
-        for piece in self.pieces:
-            total = total + (piece.root.abs().log().sum() if piece.root.dim() == 1 else piece.root.slogdet()[1])
-        return total
+        return torch.linalg.slogdet(self.head)[1] + self.tail.abs().log().sum()
 
-    def constrained_draws(self, x: torch.Tensor) -> Values:
-        """Values at draws x (draws, size), stacked by site."""
-        rows = [self.values(row)[0] for row in x]
-        return {name: torch.stack([row[name] for row in rows]) for name in self.names}
-
-    def describe(self) -> Mapping[str, Any]:
-        """Origins and roots, for checkpoints and saved states."""
-        return {piece.name: [piece.origin, piece.root] for piece in self.pieces}
+    def rows(self, name: str) -> torch.Tensor:
+        """Rows of T's head that make up a site, (its size, k)."""
+        return self.head[self.slices[name]]

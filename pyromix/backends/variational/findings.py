@@ -1,0 +1,121 @@
+"""What a variational fit has to say about itself."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from pyromix.backends.variational.loop import Progress
+from pyromix.backends.variational.schedule import Settings
+from pyromix.errors import ApproximationWarning, ConvergenceWarning, Status
+from pyromix.results.estimate import HealthRecord
+from pyromix.results.psis import FEWEST, THRESHOLD, Smoothed, psis
+
+TAIL = 0.1  # the last part of the steps, over which the ELBO should no longer rise
+ERRORS = 2.0  # standard errors of the slope that count as a rise ...
+NATS = 0.1  # ... if the rise over that part is also at least this: less is of no consequence
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Rise of the ELBO over the last steps, nats, and its Monte Carlo error."""
+
+    rise: float
+    error: float
+
+    @classmethod
+    def of(cls, elbo: list[float]) -> Slope:
+        """A straight line through the last tenth of the steps, at least 20."""
+        tail = np.array(elbo[-max(20, round(TAIL * len(elbo))) :])
+        tail = tail[np.isfinite(tail)]
+        if len(tail) < 3:
+            return cls(math.nan, math.nan)
+        x = np.linspace(-0.5, 0.5, len(tail))
+        slope = float(x @ tail / (x @ x))
+        rest = tail - tail.mean() - slope * x
+        error = math.sqrt(float(rest @ rest) / (len(tail) - 2) / float(x @ x))
+        return cls(slope, error)
+
+    @property
+    def rising(self) -> bool:
+        return self.rise > max(ERRORS * self.error, NATS)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What draws from the finished guide say of it.
+
+    Attributes
+    ----------
+    elbo, error
+        Mean of the log ratios and its Monte Carlo error.
+    bound
+        Log of the mean ratio: a lower bound in expectation, and tighter.
+    smoothed
+        The ratios after Pareto smoothing.
+    draws
+        How many.
+    """
+
+    elbo: float
+    error: float
+    bound: float
+    smoothed: Smoothed
+    draws: int
+
+    @classmethod
+    def of(cls, log_weights: np.ndarray) -> Evidence:
+        finite = np.where(np.isfinite(log_weights), log_weights, -np.inf)
+        top = finite.max()
+        bound = float(np.log(np.mean(np.exp(finite - top))) + top)
+        n = len(finite)
+        error = float(np.std(finite, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+        return cls(float(finite.mean()), error, bound, psis(finite), n)
+
+
+def findings(now: Progress, slope: Slope, evidence: Evidence, settings: Settings, beta: float) -> list[HealthRecord]:
+    """Every finding."""
+    out = []
+    if now.failed:
+        what = "ELBO or gradient not finite"
+        remedy = "Those steps were left out; lower lr, or give tighter priors."
+        out.append(HealthRecord("svi_nan", "warn", now.failed, 0, what, remedy))
+    if slope.rising and now.status == Status.CONVERGED.name:
+        steps = 2 * settings.steps
+        remedy = (
+            f"The ELBO still rose by {slope.rise:.3g} nats over the last tenth of the steps (Monte Carlo error "
+            f"{slope.error:.2g}); use SVI(steps={steps})."
+        )
+        limit = round(max(ERRORS * slope.error, NATS), 6)
+        out.append(HealthRecord("svi_not_converged", "warn", round(slope.rise, 6), limit, "ELBO", remedy))
+    if now.status == Status.TIME_LIMIT.name:
+        remedy = f"{now.step} of {settings.steps} steps were done; raise max_time, or resume from a checkpoint."
+        out.append(HealthRecord("time_limit", "warn", now.step, settings.steps, "steps", remedy))
+    khat = evidence.smoothed.khat
+    if khat > THRESHOLD:
+        remedy = (
+            "The guide misses part of the posterior, so its SDs and log_evidence are doubtful: use a richer guide "
+            "('group', 'full'), NestedLaplace or NUTS."
+        )
+        out.append(HealthRecord("khat", "warn", round(khat, 4), THRESHOLD, "guide", remedy))
+    elif evidence.draws < FEWEST:
+        remedy = f"Only {evidence.draws} importance ratios were computed, too few for k-hat, because the data are large."
+        out.append(HealthRecord("khat", "info", float("nan"), THRESHOLD, "guide", remedy))
+    if beta != 1.0:
+        remedy = "The divergence from the prior was weighed by beta, so this is no posterior; beta=1 gives one."
+        out.append(HealthRecord("tempered", "info", beta, 1.0, "beta", remedy))
+    return out
+
+
+_WARNINGS = {"svi_not_converged": ConvergenceWarning, "svi_nan": ConvergenceWarning, "khat": ApproximationWarning}
+
+
+def warn(found: list[HealthRecord]) -> None:
+    """Give a Python warning for what a user must see."""
+    for record in found:
+        if record.severity == "warn" and record.code in _WARNINGS:
+            message = f"{record.code}: {record.parameter} = {record.value} (limit {record.threshold}). {record.remedy}"
+            warnings.warn(message, _WARNINGS[record.code], stacklevel=5)
