@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +29,47 @@ def over_draws(function: Callable[[Values], Values], inputs: Mapping[str, torch.
     rows
         Rows of the data, by which memory is kept in bounds.
     """
-    count = len(next(iter(inputs.values())))
-    size = max(1, BATCH // max(rows, 1))
     mapped = torch.vmap(function)
     try:
-        parts = [mapped({name: v[k : k + size] for name, v in inputs.items()}) for k in range(0, count, size)]
+        return _joined(mapped(part) for part in _pieces(inputs, rows).values())
     except Exception:  # whatever it was, the loop finds out whether it is the program's own
-        return _one_by_one(function, inputs, count)
+        return _one_by_one(lambda values, _: function(values), inputs)
+
+
+def sampled_over_draws(
+    function: Callable[[Values, int], Values], inputs: Mapping[str, torch.Tensor], rows: int
+) -> Values:
+    """As `over_draws`, of a function that draws random numbers seeded by its second argument, new ones for each draw.
+
+    A few of torch's distributions can be sampled from under ``vmap``; the others fail there, or warn.
+    """
+
+    def seeded(start: int) -> Callable[[Values], Values]:
+        return torch.vmap(lambda values: function(values, start), randomness="different")
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return _joined(seeded(start)(part) for start, part in _pieces(inputs, rows).items())
+    except Exception:  # as above
+        return _one_by_one(function, inputs)
+
+
+def _pieces(inputs: Mapping[str, torch.Tensor], rows: int) -> dict[int, Values]:
+    """Parts of the draws, by the number of their first."""
+    size = max(1, BATCH // max(rows, 1))
+    count = len(next(iter(inputs.values())))
+    return {k: {name: value[k : k + size] for name, value in inputs.items()} for k in range(0, count, size)}
+
+
+def _joined(found: Iterable[Values]) -> Values:
+    parts = list(found)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _one_by_one(function: Callable[[Values], Values], inputs: Mapping[str, torch.Tensor], count: int) -> Values:
-    parts = [function({name: value[s] for name, value in inputs.items()}) for s in progress(range(count))]
+def _one_by_one(function: Callable[[Values, int], Values], inputs: Mapping[str, torch.Tensor]) -> Values:
+    count = len(next(iter(inputs.values())))
+    parts = [function({name: value[s] for name, value in inputs.items()}, s) for s in progress(range(count))]
     return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
 

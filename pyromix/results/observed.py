@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro.poutine.messenger import Messenger
 
-from pyromix.results.draws import Values, progress
+from pyromix.results.draws import Values, sampled_over_draws
 from pyromix.running import Record, run
 from pyromix.sites import annotation
 
@@ -105,15 +105,11 @@ def run_observed(
 
 
 def replicates(fit: Fit, draws: Values, seed: int) -> Values:
-    """New values of these sites, one for each draw, (draws, *rows, *event).
-
-    The program is run draw by draw: few distributions of torch can be sampled from under ``vmap``.
-    """
+    """New values of these sites, one for each draw, (draws, *rows, *event)."""
     if not fit.observed:
         return {}
-    count = len(next(iter(draws.values())))
-    found = []
-    for s in progress(range(count)):
-        _, seen = run_observed(fit, {name: value[s] for name, value in draws.items()}, seed=seed + s)
-        found.append({name: site.value for name, site in seen.items()})
-    return {name: torch.stack([values[name] for values in found]) for name in fit.observed}
+
+    def one(values: Values, number: int) -> Values:
+        return {name: site.value for name, site in run_observed(fit, values, seed=seed + number)[1].items()}
+
+    return sampled_over_draws(one, draws, sum(site.value.numel() for site in fit.observed.values()))
