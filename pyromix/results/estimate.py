@@ -106,6 +106,11 @@ class Estimate:
         return self.kind == "draws" and bool(self.settings.get("exact", True))
 
     @property
+    def markov(self) -> bool:
+        """Whether draws are chains of a sampler, for which R-hat means something; of an approximate posterior too."""
+        return self.exact or (self.kind == "draws" and self.chains > 1)
+
+    @property
     def restricted(self) -> bool:
         """Whether `log_likelihood` is the restricted one."""
         return self.settings.get("criterion") == "reml" or self.inference.upper().startswith("REML")

@@ -36,6 +36,7 @@ _APPROXIMATE = (
     "draws from an approximation of the posterior, not from a Markov chain: R-hat and effective sample size say "
     "nothing about them; health has what was found"
 )
+_MARGINAL = "Markov chains on an approximate posterior: with more draws they tend to it, not to the exact one"
 # of a backend's settings, what goes into the attributes: ArviZ's own names, then ours
 _SETTINGS = ("sampling_time", "tuning_steps", "khat", "effective_size")
 Arrays = dict[str, np.ndarray]
@@ -55,7 +56,7 @@ def inference_data(fit: Fit) -> arviz.InferenceData:
     names = _Names.of(fit)
     count = _count(fit)
     draws = fit.draws(count)
-    chains = fit.estimate.chains if fit.estimate.exact and count % fit.estimate.chains == 0 else 1
+    chains = fit.estimate.chains if fit.estimate.markov and count % fit.estimate.chains == 0 else 1
     found = _run_all(fit, draws)
     values = {name: draws[name].detach().numpy() for name in draws}
     values |= {name: array for name, array in found.derived.items() if name not in values}
@@ -93,7 +94,7 @@ def _attributes(fit: Fit, count: int) -> dict[str, Any]:
         "draws": count,
     }
     if not estimate.exact:
-        attrs["note"] = _APPROXIMATE if estimate.kind == "draws" else _POINT
+        attrs["note"] = _POINT if estimate.kind != "draws" else _MARGINAL if estimate.markov else _APPROXIMATE
     if fit.formula:
         attrs["formula"] = fit.formula
     attrs |= {key: estimate.settings[key] for key in _SETTINGS if isinstance(estimate.settings.get(key), int | float)}

@@ -40,10 +40,12 @@ def _how(fit: Fit) -> str:
     """Draws, time, evidence, size of the data."""
     estimate, settings = fit.estimate, fit.estimate.settings
     per_chain = fit.n_draws // estimate.chains
-    lines = [f"{estimate.chains} chains of {per_chain} draws" if estimate.exact else f"{fit.n_draws} draws"]
+    lines = [f"{estimate.chains} chains of {per_chain} draws" if estimate.markov else f"{fit.n_draws} draws"]
     if isinstance(settings.get("sampling_time"), int | float):
         lines[0] += f" in {settings['sampling_time']:.3g} s"
-    if not estimate.exact:
+    if estimate.markov:
+        lines[0] += "" if estimate.exact else " (of an approximate posterior)"
+    else:
         known = {"k-hat": settings.get("khat"), "effective size": settings.get("effective_size")}
         shown = [f"{name} {_short(value)}" for name, value in known.items() if isinstance(value, int | float)]
         lines[0] += ", ".join(["", *shown]) + " (an approximation: no R-hat)"
@@ -57,7 +59,10 @@ def _short(value: float) -> str:
 
 
 def _evidence_kind(fit: Fit) -> str:
-    return " (a lower bound: ELBO)" if fit.estimate.settings.get("evidence") == "elbo" else ""
+    if "elbo" in fit.estimate.settings:
+        return " (ELBO, a lower bound)"
+    error = fit.estimate.settings.get("evidence_error")
+    return f" +- {error:.2f} (importance sampling)" if isinstance(error, int | float) else ""
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -91,7 +96,7 @@ def _table(fit: Fit, rows: _Rows) -> str:
     head = [*[""] * len(rows.labels[0]), *COLUMNS]
     cells = [[*label, *_cells(row, hidden)] for label, row in zip(rows.labels, numbers, strict=True)]
     chains = fit.estimate.chains
-    if fit.estimate.exact and sample.shape[1] >= 8 * chains and sample.shape[1] % chains == 0:
+    if fit.estimate.markov and sample.shape[1] >= 8 * chains and sample.shape[1] % chains == 0:
         found = measure(sample.reshape(len(sample), chains, -1))
         head += ["ESS", "R-hat"]
         for row, size, rhat in zip(cells, found.bulk, found.rhat, strict=True):

@@ -132,7 +132,7 @@ def test_arviz_draws_it(fit: Fit) -> None:
 
 def test_approximations_are_one_chain_and_say_so() -> None:
     weights = {"log_weight": np.zeros((1, CHAINS * DRAWS))}
-    fit = declared_fit(settings=APPROXIMATION, sample_stats=weights, inference="nested Laplace")
+    fit = declared_fit(chains=1, settings=APPROXIMATION, sample_stats=weights, inference="nested Laplace")
     idata = fit.idata
     assert idata.posterior.sizes["chain"] == 1 == idata.sample_stats.sizes["chain"]
     assert "approximation" in idata.posterior.attrs["note"] and idata.posterior.attrs["khat"] == 0.31
@@ -140,6 +140,25 @@ def test_approximations_are_one_chain_and_say_so() -> None:
     text = str(fit.summary())
     assert "2000 draws in 0.25 s, k-hat 0.31, effective size 1403 (an approximation: no R-hat)" in text
     assert "ESS" not in text and "R-hat" not in text.replace("no R-hat", "")
+
+
+def test_chains_on_an_approximate_posterior_have_their_rhat() -> None:
+    fit = declared_fit(settings={"exact": False, "sampling_time": 0.25}, inference="NUTS, Laplace")
+    assert fit.idata.posterior.sizes["chain"] == CHAINS
+    assert fit.idata.posterior.attrs["note"].startswith("Markov chains on an approximate posterior")
+    text = str(fit.summary())
+    assert "4 chains of 500 draws in 0.25 s (of an approximate posterior)" in text and "R-hat" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"elbo": -47.25}, "Log evidence: -47.25 (ELBO, a lower bound)"),
+        ({"evidence_error": 0.031}, "Log evidence: -47.25 +- 0.03 (importance sampling)"),
+    ],
+)
+def test_the_summary_says_how_the_evidence_was_found(settings: dict, said: str) -> None:
+    assert said in str(declared_fit(chains=1, settings={"exact": False, **settings}, log_evidence=-47.25).summary())
 
 
 def test_summary_has_what_arviz_computes(fit: Fit) -> None:
