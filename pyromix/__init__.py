@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from pyromix import datasets as datasets
     from pyromix import networks as networks
     from pyromix import testing as testing
+    from pyromix.backends import NUTS as NUTS
     from pyromix.backends import MaximumLikelihood as MaximumLikelihood
+    from pyromix.backends import NestedLaplace as NestedLaplace
     from pyromix.backends.training import Training as Training
     from pyromix.covariances import IID as IID
     from pyromix.covariances import Diagonal as Diagonal
@@ -71,7 +73,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "covariances": ("IID", "Diagonal", "Unstructured"),
     "families": ("Binomial", "Gaussian", "Poisson"),
     "marginal": ("Exact", "GaussHermite", "Laplace"),
-    "backends": ("MaximumLikelihood",),
+    "backends": ("MaximumLikelihood", "NUTS", "NestedLaplace"),
     "backends.training": ("Training",),
     "formula.design": ("Design",),
     "results": ("Fit",),

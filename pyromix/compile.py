@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -221,10 +222,37 @@ def folding(function: Function) -> Function:
 
 def _trace(function: Function, inputs: list[torch.Tensor]) -> Function:
     with torch.random.fork_rng(devices=[]):
-        return make_fx(folding(function))(*inputs)
+        return _number_masks(make_fx(folding(function))(*inputs))
+
+
+def _number_masks(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Positions in place of constant masks: what a mask selects has a size that the compiler cannot know."""
+    for node in list(graph.graph.nodes):
+        if node.target not in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default):
+            continue
+        places: list[Any] = []
+        for index in node.args[1]:
+            mask = getattr(graph, index.target, None) if getattr(index, "op", "") == "get_attr" else None
+            if mask is None or mask.dtype != torch.bool:
+                places.append(index)
+                continue
+            for k, position in enumerate(mask.nonzero(as_tuple=True)):
+                name = f"{index.target}_at_{k}"
+                graph.register_buffer(name, position)
+                with graph.graph.inserting_before(node):
+                    places.append(graph.graph.get_attr(name))
+        node.args = (node.args[0], places, *node.args[2:])
+    graph.recompile()
+    return graph
 
 
 def _compile(graph: Any, inputs: list[torch.Tensor], differentiable: bool) -> Function:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own deprecations are not the caller's
+        return _compiled(graph, inputs, differentiable)
+
+
+def _compiled(graph: Any, inputs: list[torch.Tensor], differentiable: bool) -> Function:
     if not differentiable:
         return torch._inductor.compile(graph, inputs)  # type: ignore[attr-defined]
     code = torch.compile(graph, fullgraph=True, dynamic=False)
@@ -347,15 +375,13 @@ class Potential:
             )
 
     def flat(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The vector of site values (of u, for every effect)."""
+        """The vector of site values (of u, for every effect); sites left out get an ordinary value."""
         sites = self._sites(values)
         parts = []
         for name in self.names:
-            fn = sites[name].fn
-            if name in self.spherical:
-                parts.append(fn.operator.solve_factor(values[name]).reshape(-1))
-            else:
-                parts.append(bijection(fn).inv(values[name]).reshape(-1))
+            fn, value = sites[name].fn, sites[name].value
+            back = fn.operator.solve_factor if name in self.spherical else bijection(fn).inv
+            parts.append(back(value).reshape(-1))
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
     def values(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -377,6 +403,22 @@ class Potential:
     def value_and_gradient(self, *, mode: str = "auto", evaluations: int) -> Compiled:
         """``z -> (U(z), dU/dz)`` in the mode that pays for that many evaluations."""
         return value_and_gradient(self, self.example, mode=mode, evaluations=evaluations)
+
+    def first_problem(self, z: torch.Tensor) -> str:
+        """The first site, in program order, whose density is not finite at z, and where in it."""
+        placed = self._placed(z)
+        with torch.no_grad(), isolated(), torch.random.fork_rng(devices=[]), placed:
+            trace = poutine.trace(self.program).get_trace(*self.args)
+            for name, site in trace.nodes.items():
+                if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+                    continue
+                log_prob = _unvalidated(site["fn"]).log_prob(site["value"])
+                bad = ~torch.isfinite(log_prob)
+                if bool(bad.any()):
+                    where = bad.nonzero()[0].tolist()
+                    row = f", first at row {where[0] if len(where) == 1 else tuple(where)}" if where else ""
+                    return f"the log density of site {name!r} is {float(log_prob[bad][0])}{row}"
+        return "its gradient is not finite, though every site's density is"
 
     def _placed(self, z: torch.Tensor) -> _Place:
         return _Place({name: z[at].reshape(self._shapes[name]) for name, at in self.slices.items()}, self.spherical)

@@ -2,5 +2,7 @@
 
 from pyromix.backends.base import AbstractBackend
 from pyromix.backends.maximum_likelihood import MaximumLikelihood
+from pyromix.backends.nested_laplace import NestedLaplace
+from pyromix.backends.nuts import NUTS
 
-__all__ = ["AbstractBackend", "MaximumLikelihood"]
+__all__ = ["AbstractBackend", "MaximumLikelihood", "NUTS", "NestedLaplace"]

@@ -2,8 +2,8 @@ r"""Importance sampling of a posterior from what is known of it at its mode.
 
 Proposals live on standardised coordinates :math:`w`, :math:`t = c + Rw`. Each is a split Student-t (Geweke, 1989): in
 direction k the scale is :math:`s_k^-` below zero and :math:`s_k^+` above, so skewness along the axes is followed. If
-the first one fits badly, the next is fitted to the draws made so far; all draws count, with the density of the mixture in
-the denominator (adaptive multiple importance sampling: Cornuet, Marin, Mira and Robert, 2012).
+the first one fits badly, the next is fitted to the draws made so far; all draws count, with the density of the mixture
+in the denominator (adaptive multiple importance sampling: Cornuet, Marin, Mira and Robert, 2012).
 """
 
 from __future__ import annotations

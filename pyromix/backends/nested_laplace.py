@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from pyromix.backends import workers
@@ -16,6 +14,7 @@ from pyromix.backends.hyper_posterior import HyperPosterior, Mode, default_margi
 from pyromix.backends.importance import SplitStudent, Weighted, sample, split_scales
 from pyromix.backends.posterior import posterior_estimate
 from pyromix.backends.quasi_newton import PATIENCE
+from pyromix.backends.reinstate import reinstate, share
 from pyromix.backends.trained_weights import train_weights
 from pyromix.backends.training import Training, evaluating, modules_of
 from pyromix.backends.warm_start import WarmStart
@@ -27,7 +26,6 @@ from pyromix.results.estimate import Draws, Estimate, HealthRecord
 from pyromix.running import Program
 
 ROUNDS = 8  # how many times the first number of draws may be made before the fit is called unreliable
-CHUNKS = 4  # pieces of work per core and round: the progress bar moves, and cores finish together
 
 
 class NestedLaplace(AbstractBackend):
@@ -146,7 +144,7 @@ class _Sampler:
             weighted = sample(self._density, proposal, n, target, self.rng, ROUNDS * n)
             bar.set_description("effects")
             chosen = weighted.resample(self.backend.draws, self.rng)
-            draws = self._draws(weighted.t[chosen])
+            draws = reinstate(self.posterior, weighted.t[chosen], self.seed, self.cores, self.start, bar.update)
         smoothed = weighted.smoothed
         health = importance_findings(smoothed.khat, smoothed.effective_size, len(weighted.t))
         return _Found(draws, weighted, (*_mode_findings(mode), *health))
@@ -166,38 +164,7 @@ class _Sampler:
                 out[k], _ = self.posterior.log_density(t)
             return out
 
-        return np.concatenate(self._share(points, work)) if len(points) else np.empty(0)
-
-    def _draws(self, points: np.ndarray) -> Draws:
-        """Sites at equally weighted points, with one draw of the effects for each."""
-        seeds = np.random.default_rng([self.seed, 12]).integers(2**62, size=len(points))
-        rows = np.arange(len(points))
-
-        def work(part: np.ndarray) -> dict[str, np.ndarray]:
-            kept: dict[str, list[np.ndarray]] = {}
-            for k in part:
-                for name, value in self._draw(points[k], int(seeds[k])).items():
-                    kept.setdefault(name, []).append(value.detach().numpy())
-            return {name: np.stack(values) for name, values in kept.items()}
-
-        parts = self._share(rows, work)
-        return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
-
-    def _draw(self, t: np.ndarray, seed: int) -> dict[str, torch.Tensor]:
-        record = self.posterior.record(t)
-        values = {name: site.value for name, site in record.hypers.items()}
-        if not record.latents:
-            return values
-        self.start(t)
-        _, conditional = self.posterior.bound.evaluate(record)
-        drawn = conditional.draw(1, torch.Generator().manual_seed(seed), {})
-        return {**values, **{name: value[0] for name, value in drawn.items()}}
-
-    def _share(self, rows: np.ndarray, work: Callable[[np.ndarray], Any]) -> list[Any]:
-        """Apply `work` to parts of the rows, on several cores where that pays."""
-        pieces = [p for p in np.array_split(rows, self.cores * CHUNKS if len(rows) >= 100 else 1) if len(p)]
-        tasks = [lambda send, piece=piece: work(piece) for piece in pieces]
-        return workers.run_tasks(tasks, self.cores, on_result=lambda k, result: self.bar.update(len(pieces[k])))
+        return np.concatenate(share(points, work, self.cores, self.bar.update)) if len(points) else np.empty(0)
 
 
 class _Found:

@@ -1,0 +1,263 @@
+"""Hamiltonian Monte Carlo by the no-U-turn sampler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pyromix.backends import nutpie_engine, pyro_engine, workers
+from pyromix.backends.base import AbstractBackend
+from pyromix.backends.checkpoint import Checkpoint, identity
+from pyromix.backends.hyper_posterior import default_marginal
+from pyromix.backends.nutpie_engine import Chain
+from pyromix.backends.posterior import posterior_estimate
+from pyromix.backends.quasi_newton import PATIENCE
+from pyromix.backends.targets import AbstractTarget, joint_target, marginal_target
+from pyromix.backends.trained_weights import train_weights
+from pyromix.backends.training import Training, evaluating, modules_of
+from pyromix.errors import ConfigError, UnsupportedError
+from pyromix.marginal import AbstractMarginal
+from pyromix.marginal.plan import Plan, make_plan
+from pyromix.results.declared import dimension_labels
+from pyromix.results.diagnostics import posterior_status, sampler_findings
+from pyromix.results.estimate import Estimate
+from pyromix.running import Program, run
+
+ENGINES = {"nutpie": nutpie_engine.sample_chain, "pyro": pyro_engine.sample_chain}
+PARAMETRISATIONS = ("auto", "centered", "noncentered")
+STEPS = 12  # evaluations expected for a draw, by which the way of evaluating is chosen
+
+
+class NUTS(AbstractBackend):
+    r"""Posterior draws by the no-U-turn sampler (Hoffman and Gelman, 2014), exact in the limit.
+
+    Every site that is not observed is sampled, or with `marginal` the hyper-parameters alone: the effects are then
+    integrated out of the density and drawn from their conditional afterwards, one draw for each.
+
+    The density is one function, traced and compiled where that pays. Chains walk in coordinates in which the posterior
+    is nearly white noise: those of its approximation at the mode (`pyromix.backends.coordinates`), from which they
+    also start. What is reported is on the scale of the program's sites.
+
+    Parameters
+    ----------
+    draws, tune
+        Draws kept, and draws of adaptation before them, per chain.
+    chains
+        Number of chains, each in a process of its own.
+    marginal
+        ``None``, or `pyromix.Laplace`, `pyromix.Exact`, `pyromix.GaussHermite`. The posterior is then exact as far as
+        the marginaliser is.
+    engine
+        ``"nutpie"``, or ``"pyro"``: Pyro's sampler, slower, for comparison.
+    parametrisation
+        Of the random effects: ``"noncentered"`` (:math:`u = \Lambda b`, b sampled), ``"centered"`` (u sampled), or
+        ``"auto"``: centered for effects that the data determine well.
+    cores
+        Processes at a time; by default those this process may use.
+    target_accept
+        Mean acceptance probability that the step size is adapted to; raise it against divergences.
+    max_depth
+        Largest depth of a tree; a draw costs at most ``2**max_depth`` gradients.
+    training
+        How the weights of a network without a prior are learned before; they are then held.
+    checkpoint
+        A file to which every finished chain is saved, and from which it is taken if the file exists: a killed fit goes
+        on with the chains that it lacks, with the result of an uninterrupted one.
+
+    Raises
+    ------
+    ConfigError
+        An argument outside its allowed set.
+    UnsupportedError
+        A site without a density over real numbers; with `marginal`, a program that it does not take.
+    NumericalError
+        No start with a finite density, or a chain that failed.
+    """
+
+    def __init__(
+        self,
+        draws: int = 1000,
+        tune: int = 1000,
+        chains: int = 4,
+        marginal: AbstractMarginal | None = None,
+        engine: str = "nutpie",
+        parametrisation: str = "auto",
+        cores: int | None = None,
+        *,
+        target_accept: float = 0.8,
+        max_depth: int = 10,
+        training: Training | None = None,
+        checkpoint: str | PathLike[str] | None = None,
+    ) -> None:
+        if marginal is not None and not isinstance(marginal, AbstractMarginal):
+            raise ConfigError(
+                f"NUTS(marginal={marginal!r}): pass an instance of Exact, Laplace or GaussHermite, or None."
+            )
+        counts = {"draws": draws, "tune": tune, "chains": chains, "cores": cores, "max_depth": max_depth}
+        for name, value in counts.items():
+            if name == "cores" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"NUTS({name}={value!r}): must be a positive integer.")
+        for name, value, allowed in (
+            ("engine", engine, tuple(ENGINES)),
+            ("parametrisation", parametrisation, PARAMETRISATIONS),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"NUTS({name}={value!r}): choose one of {', '.join(map(repr, allowed))}.")
+        if isinstance(target_accept, bool) or not isinstance(target_accept, float) or not 0 < target_accept < 1:
+            raise ConfigError(f"NUTS(target_accept={target_accept!r}): must lie between 0 and 1, e.g. 0.9.")
+        self.draws, self.tune, self.chains, self.marginal = draws, tune, chains, marginal
+        self.engine, self.parametrisation, self.cores = engine, parametrisation, cores
+        self.target_accept, self.max_depth = target_accept, max_depth
+        self.training, self.checkpoint = training, checkpoint
+
+    def estimate(self, program: Program, args: tuple[Any, ...], *, seed: int = 0, progress: bool = True) -> Estimate:
+        modules = modules_of(program, args)
+        with evaluating(modules):
+            begun = time.perf_counter()
+            plan = self._plan(program, args, seed)
+            target = self._target(program, args, plan, seed, progress)
+            ready = time.perf_counter()
+            kept = None
+            if self.checkpoint is not None:
+                kept = Checkpoint(
+                    self.checkpoint, identity({**self._settings(), "seed": seed}, modules, plan, args), 0.0
+                )
+            cores = self.cores or min(self.chains, workers.default_cores())
+            chains = _Run(self, target, seed, progress, cores, kept).chains()
+            sampled = time.perf_counter()
+            w = np.concatenate([chain.draws for chain in chains])
+            with tqdm(total=len(w), desc="effects", disable=not progress, delay=PATIENCE, leave=False) as bar:
+                draws = target.draws(w, seed, self.cores or workers.default_cores(), bar.update)
+            stats = {name: np.stack([chain.stats[name] for chain in chains]) for name in chains[0].stats}
+            labels = dimension_labels(run(program, args, {name: value[0] for name, value in draws.items()}))
+            health = sampler_findings(draws, self.chains, stats, labels)
+            settings = {
+                **self._settings(),
+                **target.note,
+                "exact": self.marginal is None,
+                "evaluations": sum(chain.evaluations for chain in chains),
+                "setup_time": ready - begun,
+                "sampling_time": sampled - ready,
+                "tuning_steps": self.tune,
+            }
+            inference = "NUTS" if self.marginal is None else f"NUTS, {self.marginal.label}"
+            return posterior_estimate(
+                program,
+                args,
+                draws,
+                chains=self.chains,
+                inference=inference,
+                settings=settings,
+                status=posterior_status(health),
+                health=health,
+                sample_stats=stats,
+            )
+
+    def _plan(self, program: Program, args: tuple[Any, ...], seed: int) -> Plan | None:
+        """The program's structure; ``None`` for one that only a sampler of all sites takes."""
+        try:
+            return make_plan(program, args, seed)
+        except UnsupportedError:
+            if self.marginal is not None:
+                raise
+            return None
+
+    def _target(
+        self, program: Program, args: tuple[Any, ...], plan: Plan | None, seed: int, progress: bool
+    ) -> AbstractTarget:
+        trained = None
+        if plan is not None and plan.modules:
+            used = self.marginal or default_marginal(program, args, plan)
+            trained = train_weights(program, args, plan, used, self.training, seed, progress)
+        if self.marginal is not None:
+            return marginal_target(self.marginal, program, args, plan, trained, progress)
+        total = self.chains * (self.draws + self.tune) * STEPS
+        cores = min(self.cores or workers.default_cores(), self.chains)
+        return joint_target(program, args, plan, self.parametrisation, max(1, total // cores), progress)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "backend": "NUTS",
+            "draws": self.draws,
+            "tune": self.tune,
+            "chains": self.chains,
+            "marginal": None if self.marginal is None else self.marginal.config(),
+            "engine": self.engine,
+            "parametrisation": self.parametrisation,
+            "target_accept": self.target_accept,
+            "max_depth": self.max_depth,
+        }
+
+
+class _Run:
+    """All chains of one fit."""
+
+    def __init__(
+        self, backend: NUTS, target: AbstractTarget, seed: int, progress: bool, cores: int, kept: Checkpoint | None
+    ) -> None:
+        self.backend, self.target, self.seed, self.progress = backend, target, seed, progress
+        self.cores, self.kept = cores, kept
+        self.done: dict[int, Chain] = self._saved()
+
+    def chains(self) -> list[Chain]:
+        missing = [k for k in range(self.backend.chains) if k not in self.done]
+        length = self.backend.tune + self.backend.draws
+        at, divergences = dict.fromkeys(missing, 0), dict.fromkeys(missing, 0)
+        with tqdm(
+            total=len(missing) * length,
+            desc="NUTS",
+            unit=" draws",
+            disable=not self.progress,
+            delay=PATIENCE,
+            leave=False,
+        ) as bar:
+
+            def message(task: int, news: tuple[int, int]) -> None:
+                k = missing[task]
+                bar.update(max(0, news[0] - at[k]))
+                at[k], divergences[k] = news
+                bar.set_postfix_str(f"{sum(divergences.values())} divergences", refresh=False)
+
+            def result(task: int, chain: Chain) -> None:
+                self.done[missing[task]] = chain
+                message(task, (length, divergences[missing[task]]))
+                self._save()
+
+            workers.run_tasks([self._task(k) for k in missing], self.cores, message, result)
+        return [self.done[k] for k in range(self.backend.chains)]
+
+    def _task(self, k: int) -> Callable[[Callable[[Any], None]], Chain]:
+        backend = self.backend
+        rng = np.random.default_rng([self.seed, 21, k])
+
+        def work(send: Callable[[Any], None]) -> Chain:
+            return ENGINES[backend.engine](
+                self.target.density,
+                self.target.start(rng),
+                draws=backend.draws,
+                tune=backend.tune,
+                seed=int(rng.integers(2**62)),
+                target_accept=backend.target_accept,
+                max_depth=backend.max_depth,
+                report=send,
+            )
+
+        return work
+
+    def _saved(self) -> dict[int, Chain]:
+        state = None if self.kept is None else self.kept.load()
+        if state is None:
+            return {}
+        return {k: Chain(entry["draws"], entry["stats"], entry["evaluations"]) for k, entry in state["chains"].items()}
+
+    def _save(self) -> None:
+        if self.kept is not None:
+            state = {"chains": {k: vars(chain) for k, chain in self.done.items()}}
+            self.kept.save(lambda: state, force=True)

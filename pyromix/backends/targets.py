@@ -1,0 +1,179 @@
+"""What a sampler walks on: a density over white coordinates, starts, and the way back to sites."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyromix.backends.coordinates import (
+    RICH,
+    Coordinates,
+    Density,
+    informed,
+    nested_coordinates,
+    plain_coordinates,
+)
+from pyromix.backends.hyper_posterior import HyperPosterior, Mode, default_marginal
+from pyromix.backends.reinstate import reinstate
+from pyromix.backends.training import Trained
+from pyromix.backends.warm_start import WarmStart
+from pyromix.compile import Potential
+from pyromix.errors import NumericalError, UnsupportedError
+from pyromix.marginal import AbstractMarginal
+from pyromix.marginal.plan import Plan
+from pyromix.results.draws import over_draws
+from pyromix.results.estimate import Draws
+from pyromix.running import Program, run
+
+log = logging.getLogger(__name__)
+MANY = 100  # hyper-parameters (weights of a network) whose marginal posterior is not searched first
+TRIES = 100
+
+
+class AbstractTarget(ABC):
+    """A density on white coordinates w (size,).
+
+    Attributes
+    ----------
+    size
+        Their number.
+    note
+        What a user should know of how it is evaluated.
+    """
+
+    size: int
+    note: dict[str, Any]
+
+    @abstractmethod
+    def density(self, w: np.ndarray) -> tuple[float, np.ndarray]:
+        """Log density up to a constant, and its gradient; -inf where it cannot be computed."""
+
+    @abstractmethod
+    def draws(self, w: np.ndarray, seed: int, cores: int, done: Callable[[int], None]) -> Draws:
+        """Site values at points w (n, size)."""
+
+    @abstractmethod
+    def explain(self, w: np.ndarray) -> str:
+        """Why the density cannot be computed there."""
+
+    def start(self, rng: np.random.Generator) -> np.ndarray:
+        """A point from which a chain can start.
+
+        Raises
+        ------
+        NumericalError
+            None was found.
+        """
+        for attempt in range(TRIES):
+            w = rng.standard_normal(self.size) * 0.9**attempt
+            value, gradient = self.density(w)
+            if np.isfinite(value) and np.isfinite(gradient).all():
+                return w
+        raise NumericalError(f"no point with a finite density was found to start a chain from: {self.explain(w)}.")
+
+
+class MarginalTarget(AbstractTarget):
+    """The hyper-parameters, with the effects integrated out."""
+
+    def __init__(self, posterior: HyperPosterior, mode: Mode) -> None:
+        self.posterior, self.mode, self.size = posterior, mode, posterior.size
+        self.prepare = WarmStart(posterior, mode)
+        self.note = {"evaluated": "eager", "parametrisation": "marginal"}
+
+    def _t(self, w: np.ndarray) -> np.ndarray:
+        return self.mode.t + self.mode.root @ w
+
+    def density(self, w: np.ndarray) -> tuple[float, np.ndarray]:
+        t = self._t(w)
+        self.prepare(t)
+        value, gradient = self.posterior(t)
+        return value, self.mode.root.T @ gradient
+
+    def draws(self, w: np.ndarray, seed: int, cores: int, done: Callable[[int], None]) -> Draws:
+        return reinstate(self.posterior, self.mode.t + w @ self.mode.root.T, seed, cores, self.prepare, done)
+
+    def explain(self, w: np.ndarray) -> str:
+        return self.posterior.objective.failure or "the marginal likelihood is not finite"
+
+
+class JointTarget(AbstractTarget):
+    """All sites of a program."""
+
+    def __init__(self, potential: Potential, coordinates: Callable[[Density], Coordinates], evaluations: int) -> None:
+        self.potential, self.size = potential, potential.size
+        self._function = potential.value_and_gradient(mode="eager", evaluations=1)
+        self.coordinates = coordinates(self._raw)
+        self._function = potential.value_and_gradient(evaluations=evaluations)
+        self.note = {"evaluated": self._function.mode, "spherical": sorted(potential.spherical)}
+        if self._function.reason:
+            self.note["reason"] = self._function.reason
+        self._density = self.coordinates.density(self._raw)
+
+    def _raw(self, z: np.ndarray) -> tuple[float, np.ndarray]:
+        try:
+            value, gradient = self._function(torch.from_numpy(np.ascontiguousarray(z)))
+        except (NumericalError, torch.linalg.LinAlgError) as error:
+            self._failure = str(error)
+            return -np.inf, np.zeros(self.size)
+        return -float(value), -gradient.numpy()
+
+    def density(self, w: np.ndarray) -> tuple[float, np.ndarray]:
+        return self._density(w)
+
+    def draws(self, w: np.ndarray, seed: int, cores: int, done: Callable[[int], None]) -> Draws:
+        z = np.stack([self.coordinates.z(row) for row in w])
+        with torch.no_grad():
+            values = over_draws(lambda at: self.potential.values(at["z"]), {"z": torch.from_numpy(z)}, self.size)
+        done(len(w))
+        return {name: value.detach() for name, value in values.items()}
+
+    def explain(self, w: np.ndarray) -> str:
+        return self.potential.first_problem(torch.from_numpy(self.coordinates.z(w)))
+
+
+def marginal_target(
+    marginal: AbstractMarginal, program: Program, args: tuple[Any, ...], plan: Plan, trained: Trained | None, bar: bool
+) -> MarginalTarget:
+    """The posterior of the hyper-parameters under a marginaliser."""
+    posterior = HyperPosterior(marginal, program, args, plan, trained)
+    return MarginalTarget(posterior, posterior.mode(bar))
+
+
+def joint_target(
+    program: Program,
+    args: tuple[Any, ...],
+    plan: Plan | None,
+    parametrisation: str,
+    evaluations: int,
+    progress: bool,
+) -> JointTarget:
+    """The posterior of all sites, in coordinates from a quick mode where there is one."""
+    latents = tuple(run(program, args, hypers="moderate", seed=0).latents)
+    if plan is not None and plan.latents and plan.affine:
+        try:
+            return _nested(program, args, plan, parametrisation, evaluations, progress)
+        except (NumericalError, UnsupportedError) as error:
+            log.info("no mode of the marginal posterior to start from: %s", error)
+    potential = Potential(program, args, () if parametrisation == "centered" else latents)
+    return JointTarget(potential, lambda density: plain_coordinates(potential, density), evaluations)
+
+
+def _nested(
+    program: Program, args: tuple[Any, ...], plan: Plan, parametrisation: str, evaluations: int, progress: bool
+) -> JointTarget:
+    posterior = HyperPosterior(default_marginal(program, args, plan), program, args, plan, None)
+    if posterior.size > MANY:
+        raise UnsupportedError(f"{posterior.size} hyper-parameters are too many for a curvature by differences")
+    mode = posterior.mode(progress)
+    if mode.flat:
+        raise NumericalError("the marginal posterior is flat at its mode")
+    share = informed(posterior, mode)
+    rich = {"auto": RICH, "centered": np.inf, "noncentered": -np.inf}[parametrisation]
+    potential = Potential(program, args, [name for name in plan.latents if share[name] >= rich])
+    coordinates = nested_coordinates(potential, posterior, mode)
+    return JointTarget(potential, lambda density: coordinates, evaluations)
