@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.posteriors import EXACT, LAPLACE, NESTED, NUTS
+from benchmarks.posteriors import CORRECTED, EXACT, LAPLACE, NESTED_QUADRATURE, QUADRATURE
 
 Target = dict[str, Any]
 Fitter = Callable[[Any], Any]  # a backend -> its Fit
+NODES = 15
 FAMILIES = {"binomial": "Binomial", "poisson": "Poisson", "gaussian": "Gaussian"}
 
 
@@ -23,11 +24,15 @@ def backend(method: str, target: Target) -> Any:
     """The backend of a method, with the target's draws, chains and cores."""
     import pyromix as pmx
 
-    if method == NESTED:
-        return pmx.NestedLaplace(draws=target["draws"])
-    marginal = {NUTS: None, LAPLACE: pmx.Laplace(), EXACT: pmx.Exact()}[method]
+    if method.startswith("NestedLaplace"):
+        options: dict[str, dict[str, Any]] = {
+            NESTED_QUADRATURE: {"marginal": pmx.GaussHermite(NODES)},
+            CORRECTED: {"correct": 20},
+        }
+        return pmx.NestedLaplace(draws=target["draws"], cores=target["cores"], **options.get(method, {}))
+    marginals = {LAPLACE: pmx.Laplace(), EXACT: pmx.Exact(), QUADRATURE: pmx.GaussHermite(NODES)}
     chains = {key: target[key] for key in ("draws", "tune", "chains", "cores")}
-    return pmx.NUTS(**chains, marginal=marginal)
+    return pmx.NUTS(**chains, marginal=marginals.get(method))
 
 
 def mixed(target: Target) -> Fitter:
@@ -155,6 +160,12 @@ def main(path: str, method: str) -> dict[str, Any]:
             key: value for key, value in fit.estimate.settings.items() if isinstance(value, int | float | str)
         },
     }
+
+
+def effective_size(fit: Any) -> float | None:
+    """Of importance draws, as the backend reports it; it hands over no more than so many draws."""
+    size = fit.estimate.settings.get("effective_size")
+    return None if size is None else min(float(size), float(fit.n_draws))
 
 
 def divergences(fit: Any) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).resolve().parent / "data"
 NUTS, LAPLACE, EXACT, NESTED = "NUTS", "NUTS(marginal=Laplace())", "NUTS(marginal=Exact())", "NestedLaplace"
+QUADRATURE, NESTED_QUADRATURE = "NUTS(marginal=GaussHermite(15))", "NestedLaplace(marginal=GaussHermite(15))"
+CORRECTED = "NestedLaplace(correct=20)"
 APPROXIMATE = (LAPLACE, NESTED)  # equal to the joint posterior up to the error of Laplace's approximation
 NUMPYRO, BAMBI, PYMC, RSTANARM = "NumPyro", "Bambi + nutpie", "PyMC + nutpie", "rstanarm"
 
@@ -122,13 +124,16 @@ class PosteriorCase:
         Label of each peer -> its script in ``benchmarks/peers``.
     required
         What is held against the result.
+    draws
+        Draws and warm-up iterations a chain, of every side.
     """
 
     name: str
     target: Callable[[], Target]
     methods: tuple[str, ...]
     peers: Mapping[str, str]
-    required: tuple[Requirement, ...] = field(default_factory=tuple)
+    required: tuple[Requirement, ...] = ()
+    draws: int = 1000
 
 
 def write_target(target: Target, path: Path, **settings: Any) -> None:
@@ -243,8 +248,15 @@ POSTERIORS: dict[str, PosteriorCase] = {
         ),
         PosteriorCase("radon_posterior", radon, (NESTED, EXACT, NUTS), NUMPYRO_AND_BAMBI, AT_LEAST_EACH),
         PosteriorCase("eight_schools_posterior", eight_schools, (NUTS,), NUMPYRO_AND_PYMC, AT_LEAST_EACH),
-        PosteriorCase("toenail_posterior", toenail, (NESTED, LAPLACE, NUTS), NUMPYRO_AND_BAMBI, AT_LEAST_EACH),
+        PosteriorCase(
+            "toenail_posterior",
+            toenail,
+            (NESTED, NESTED_QUADRATURE, QUADRATURE, NUTS),
+            NUMPYRO_AND_BAMBI,
+            AT_LEAST_EACH,
+        ),
         PosteriorCase("three_level_posterior", three_level, (NESTED, LAPLACE, NUTS), NUMPYRO_AND_BAMBI, AT_LEAST_EACH),
-        PosteriorCase("bayesian_network_posterior", network, (NUTS,), NUMPYRO_AND_PYMC, AT_LEAST_EACH),
+        # fewer draws, so that PyMC ends within a few minutes
+        PosteriorCase("bayesian_network_posterior", network, (NUTS,), NUMPYRO_AND_PYMC, AT_LEAST_EACH, draws=500),
     )
 }
