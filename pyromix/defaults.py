@@ -1,14 +1,17 @@
 """Default structures and weakly informative default priors of a formula's model, scaled to its data.
 
-As rstanarm: coefficients ``Normal(0, 2.5 s_y / s_x)``, the intercept about the mean of a Gaussian response, SDs
-half-normal with scale ``2.5 s_y / rms(z)``, where ``s_y`` is the SD of a Gaussian response with identity link, and 1
-otherwise. Maximum likelihood does not use them.
+As rstanarm and Bambi: coefficients ``Normal(0, 2.5 s_y / s_x)``, where ``s_y`` is the SD of a Gaussian response with
+identity link, and 1 otherwise. The intercept is about the mean of such a response, else zero; its SD is that of a
+prior of SD ``2.5 s_y`` on the predictor at the mean of the columns: ``2.5 s_y sqrt(1 + sum((mean_x / s_x)^2))``, since
+the intercept stands for the point where every column is zero, however far that is from the data. SDs are half-normal
+with scale ``2.5 s_y / rms(z)``, the residual SD with ``2.5 s_y``, and correlation matrices uniform. Maximum likelihood
+does not use them.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -21,6 +24,7 @@ from pyromix.families import AbstractFamily
 
 STRUCTURES: dict[str, type[Covariance]] = {"iid": IID, "us": Unstructured, "diag": Diagonal}
 WIDTH = 2.5
+_NOT_ALL = (dist.ImproperUniform, Mapping)  # no proper prior; priors of some entries
 
 
 def compose(
@@ -53,7 +57,9 @@ def compose(
         structure = given.get(term.name, STRUCTURES[term.structure]())
         structures[term.name] = _with_priors(structure, term, asked, used, size)
     family = _family_prior(family, design, asked, used)
-    linear = asked.get("beta", _coefficient_prior(design, family, mean, size))
+    linear = _coefficient_prior(design, family, mean, size)
+    if "beta" in asked:
+        linear = _given("beta", asked["beta"], linear, linear_columns(design, mean)[1])
     used.add("beta")
     unknown = sorted(set(asked) - used)
     if unknown:
@@ -74,7 +80,7 @@ def all_proper(
         arguments += [asked.get(f"{name}.{key}", value) for key, value in structure.items() if key != "corr"]
     for parameter in family.parameters():
         arguments.append(rest.get(parameter.name, family.config().get(parameter.name)))
-    return all(argument is not None and not isinstance(argument, dist.ImproperUniform) for argument in arguments)
+    return all(argument is not None and not isinstance(argument, _NOT_ALL) for argument in arguments)
 
 
 def _with_priors(structure: Covariance, term: Any, asked: dict[str, Any], used: set[str], size: float) -> Covariance:
@@ -86,10 +92,51 @@ def _with_priors(structure: Covariance, term: Any, asked: dict[str, Any], used: 
         site = f"{term.name}.{key}"
         used.add(site)
         if site in asked:
-            changed[key] = asked[site]
+            default = arguments[key] if key != "sd" or arguments[key] is not None else _sd_prior(structure, term, size)
+            changed[key] = _given(site, asked[site], default, term.terms)
     if "sd" in arguments and arguments["sd"] is None and "sd" not in changed:
-        changed["sd"] = dist.HalfNormal(_sd_scale(term, size, scalar=isinstance(structure, IID)))
+        changed["sd"] = _sd_prior(structure, term, size)
     return type(structure)(**{**arguments, **changed}) if changed else structure
+
+
+def _sd_prior(structure: Covariance, term: Any, size: float) -> dist.Distribution:
+    return dist.HalfNormal(_sd_scale(term, size, scalar=isinstance(structure, IID)))
+
+
+def _given(site: str, asked: Any, default: Any, labels: Sequence[str]) -> Any:
+    """What the user asked for at a site; where that is a mapping from entries, the default's priors with those changed.
+
+    Raises
+    ------
+    ConfigError
+        An entry that the site does not have, something that is no scalar prior, or priors of different families: a
+        site has one distribution.
+    """
+    if not isinstance(asked, Mapping):
+        return asked
+    if not isinstance(default, dist.Distribution) or default.batch_shape != (len(labels),):
+        raise ConfigError(f"priors[{site!r}] = {dict(asked)!r}: this site has no named entries; give it one prior.")
+    unknown = [entry for entry in asked if entry not in labels]
+    if unknown:
+        raise ConfigError(f"priors[{site!r}]: no entry {unknown[0]!r}; the entries are {', '.join(labels)}.")
+    for entry, prior in asked.items():
+        if not isinstance(prior, dist.Distribution) or prior.batch_shape or prior.event_shape:
+            raise ConfigError(
+                f"priors[{site!r}][{entry!r}] = {prior!r}: pass a prior of one number, e.g. Normal(0, 5)."
+            )
+    kinds = {label: type(asked.get(label, default)) for label in labels}
+    if len(set(kinds.values())) > 1:
+        listed = ", ".join(f"{kind.__name__} for {label}" for label, kind in kinds.items())
+        raise ConfigError(f"priors[{site!r}]: its entries need priors of one family; found {listed}.")
+    kind = kinds[labels[0]]
+    return kind(**{name: _stacked(name, asked, default, labels) for name in kind.arg_constraints})
+
+
+def _stacked(name: str, asked: Mapping[str, Any], default: Any, labels: Sequence[str]) -> torch.Tensor:
+    """One argument of the priors of every entry, (entries,)."""
+    entries = [getattr(asked[label], name) if label in asked else getattr(default, name)[k]
+               for k, label in enumerate(labels)]  # fmt: skip
+    return torch.stack([torch.as_tensor(entry, dtype=torch.float64) for entry in entries])
 
 
 def _sd_scale(term: Any, size: float, scalar: bool) -> torch.Tensor:
@@ -118,7 +165,7 @@ def _family_prior(family: AbstractFamily, design: Any, asked: dict[str, Any], us
         elif configured is not None:
             arguments[parameter.name] = parameter.prior
         else:
-            arguments[parameter.name] = dist.HalfNormal(torch.tensor(WIDTH * _sd(design.y), dtype=torch.float64))
+            arguments[parameter.name] = dist.HalfNormal(torch.tensor(WIDTH * sd_of(design.y), dtype=torch.float64))
     return type(family)(**arguments) if len(arguments) > 1 else family
 
 
@@ -126,18 +173,31 @@ def _coefficient_prior(design: Any, family: AbstractFamily, mean: torch.nn.Modul
     columns, labels = linear_columns(design, mean)
     if not labels:
         return None
-    spread = columns.std(0)
-    spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+    spread = spread_of(columns)
+    scale = WIDTH * size / spread
     centre = torch.zeros(len(labels), dtype=torch.float64)
-    if labels[0] == "Intercept" and family.has_residual and family.link.name == "identity":
-        centre[0] = design.y.mean()
-    return dist.Normal(centre, WIDTH * size / spread)
+    if labels[0] == "Intercept":
+        far = columns[:, 1:].mean(0) / spread[1:]
+        scale[0] = WIDTH * size * (1 + far.square().sum()).sqrt()
+        if scaled_to_response(family):
+            centre[0] = design.y.mean()
+    return dist.Normal(centre, scale)
+
+
+def spread_of(columns: torch.Tensor) -> torch.Tensor:
+    """SD of every column, one for a constant one."""
+    spread = columns.std(0) if len(columns) > 1 else torch.zeros(columns.shape[1], dtype=torch.float64)
+    return torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
+def scaled_to_response(family: AbstractFamily) -> bool:
+    return family.has_residual and family.link.name == "identity"
 
 
 def _response_size(design: Any, family: AbstractFamily) -> float:
-    return _sd(design.y) if family.has_residual and family.link.name == "identity" else 1.0
+    return sd_of(design.y) if scaled_to_response(family) else 1.0
 
 
-def _sd(y: torch.Tensor) -> float:
+def sd_of(y: torch.Tensor) -> float:
     size = float(y.std()) if len(y) > 1 else 0.0
     return size if size > 0 else 1.0

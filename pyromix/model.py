@@ -18,12 +18,14 @@ from pyromix.families import AbstractFamily, Gaussian
 from pyromix.formula.design import Design
 from pyromix.formula.parse import parse
 from pyromix.persistence import describe_model, describe_program, load
+from pyromix.priors import PriorTable, prior_entries, prior_table
 from pyromix.results import Fit
-from pyromix.results.prior import PriorPredictive, prior_predictive
+from pyromix.results import prior as results
+from pyromix.results.prior import PriorPredictive
 from pyromix.running import Program
 from pyromix.source import program_source
 
-__all__ = ["Model", "fit", "load", "model"]
+__all__ = ["Model", "fit", "load", "model", "prior_predictive"]
 
 
 class Model:
@@ -39,9 +41,10 @@ class Model:
         The formula's text.
     """
 
-    def __init__(self, design: Design, program: Any) -> None:
+    def __init__(self, design: Design, program: Any, priors: PriorTable) -> None:
         self.design, self.program = design, program
         self.formula = design.formula.text
+        self._priors = priors
 
     def fit(self, backend: AbstractBackend | None = None, seed: int = 0, progress: bool = True) -> Fit:
         """Fit by a backend, by default `pyromix.MaximumLikelihood`.
@@ -84,9 +87,13 @@ class Model:
         """The program as Pyro source: paste it, run ``program(model.design)``, edit it."""
         return program_source(self.program, self.design, self.formula)
 
+    def priors(self) -> PriorTable:
+        """Every prior: its site, the prior, whether it is a default, and what its scale was made of."""
+        return self._priors
+
     def prior_predictive(self, draws: int = 500, seed: int = 0) -> PriorPredictive:
-        """Draws of every hyper-parameter and of the response from the priors, as ``arviz.InferenceData``."""
-        return prior_predictive(self.program, (self.design,), draws, seed)
+        """Draws of every parameter, random effect and response from the priors, as ``arviz.InferenceData``."""
+        return results.prior_predictive(self.program, (self.design,), draws, seed)
 
     def __repr__(self) -> str:
         return f"<Model {self.formula!r}: {self.program.family!r}, {len(self.design.index)} rows>"
@@ -121,7 +128,9 @@ def model(
     covariances
         Structure by random term, instead of the one its formula implies.
     priors
-        Prior (or fixed number) by site: ``"beta"``, ``"Subject.sd"``, ``"Subject.corr"``, ``"Reaction.sigma"``.
+        Prior (or fixed number) by site: ``"beta"``, ``"Subject.sd"``, ``"Subject.corr"``, ``"Reaction.sigma"``; for
+        single entries of a site a mapping, ``{"beta": {"Days": Normal(0.0, 5.0)}}``, the others keep their defaults.
+        ``model.priors()`` shows them all.
     offset
         Known part of the predictor: a column's name, an array, or a Series (aligned by label).
     precision_weights
@@ -159,7 +168,9 @@ def model(
         family.weigh({}, torch.empty(0))  # refuses, and says what to use instead
     if mean is not None:
         _build(mean, design)
-    return Model(design, compose(design, family, mean, covariances, priors))
+    program = compose(design, family, mean, covariances, priors)
+    entries = prior_entries(program, design, covariances, priors, family)
+    return Model(design, program, prior_table(entries, mean is not None))
 
 
 def fit(
@@ -173,6 +184,25 @@ def fit(
     modules = {name: site.role.module for name, site in fitted.record.functions.items()}
     fitted.describe = lambda: describe_program(program, fitted.args, modules)
     return fitted
+
+
+def prior_predictive(program: Program, data: Any, draws: int = 500, seed: int = 0) -> PriorPredictive:
+    """Draws from the priors of any Pyro program ``program(data)``, as ``arviz.InferenceData``.
+
+    Groups ``prior`` (every parameter and random effect), ``prior_predictive`` (the responses) and ``observed_data``,
+    with the dimensions of a fit.
+
+    Parameters
+    ----------
+    draws
+        Number of draws, one chain.
+
+    Raises
+    ------
+    ConfigError
+        An improper prior, which has no draws; a number of draws that is no positive integer.
+    """
+    return results.prior_predictive(program, (data,), draws, seed)
 
 
 def _checked_backend(backend: AbstractBackend | None) -> AbstractBackend:

@@ -152,5 +152,6 @@ class Responses:
             torch.default_generator.manual_seed(seed)
             responses = [role.family.distribution(e, role.trials, **self.at(s)) for s, e in enumerate(eta)]
             sample = torch.stack([response.sample() for response in responses]).to(torch.float64)
+        sample[sample == -(2.0**63)] = torch.inf  # what torch makes of a count that no integer holds
         sample[bad] = torch.nan
         return sample, bool(responses[0].support.is_discrete)
