@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -121,11 +122,17 @@ class _Pool:
 
 def _work(task: Task, connection: Any) -> None:
     torch.set_num_threads(1)  # a forked process must not enter the parent's thread pool
+    turn = threading.Lock()  # a sampler reports from a thread of its own, also while the result is being sent
+
+    def send(item: tuple[str, Any]) -> None:
+        with turn:
+            connection.send(item)
+
     try:
-        outcome = ("result", task(lambda message: connection.send(("message", message))))
+        outcome = ("result", task(lambda message: send(("message", message))))
     except PyromixError as error:
         outcome = ("error", (error, traceback.format_exc()))
     except Exception as error:  # a program's own error of any class, which may not travel
         outcome = ("error", (RuntimeError(f"{type(error).__name__}: {error}"), traceback.format_exc()))
-    connection.send(outcome)
+    send(outcome)
     connection.close()
