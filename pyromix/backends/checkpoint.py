@@ -75,7 +75,7 @@ class Checkpoint:
 
 
 def identity(
-    settings: Mapping[str, Any], modules: Mapping[str, torch.nn.Module], plan: Plan, args: tuple[Any, ...]
+    settings: Mapping[str, Any], modules: Mapping[str, torch.nn.Module], plan: Plan | None, args: tuple[Any, ...]
 ) -> dict[str, str]:
     """Digests of the settings, of the networks' architecture (not their weights) and of the data."""
     architecture = [
@@ -85,7 +85,7 @@ def identity(
     return {
         "settings": _digest([json.dumps(settings, sort_keys=True)]),
         "network": _digest([json.dumps(architecture)]),
-        "data": _digest([*_of_plan(plan), *_of_value(args)]),
+        "data": _digest([*(() if plan is None else _of_plan(plan)), *_of_value(args)]),
     }
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
-import torch
-
 from pyromix.backends.base import AbstractBackend
 from pyromix.backends.posterior import posterior_estimate
 from pyromix.backends.training import evaluating, modules_of
@@ -87,8 +85,8 @@ class SVI(AbstractBackend):
 
     References
     ----------
-    Kucukelbir et al. (2017), Automatic differentiation variational inference. Opper & Archambeau (2009), The variational
-    Gaussian approximation revisited. Roeder, Wu & Duvenaud (2017), Sticking the landing. Khan & Lin (2017),
+    Kucukelbir et al. (2017), Automatic differentiation variational inference. Opper & Archambeau (2009), The
+    variational Gaussian approximation revisited. Roeder, Wu & Duvenaud (2017), Sticking the landing. Khan & Lin (2017),
     Conjugate-computation variational inference.
     """
 
@@ -129,9 +127,7 @@ class SVI(AbstractBackend):
             optional = name in ("batch_groups", "patience")
             if (value is None and optional) or (type(value) is int and value >= least):
                 continue
-            raise ConfigError(
-                f"SVI({name}={value!r}): must be an integer >= {least}{', or None' if optional else ''}."
-            )
+            raise ConfigError(f"SVI({name}={value!r}): must be an integer >= {least}{', or None' if optional else ''}.")
         for name, number, zero in (
             ("lr", lr, False),
             ("beta", beta, False),
@@ -164,7 +160,7 @@ class SVI(AbstractBackend):
     def _estimate(self, program: Program, args: tuple[Any, ...], seed: int, progress: bool) -> Estimate:
         problem = build(self, program, args, seed)
         loop = Loop(problem.objective, problem.batches, self.loop_settings(), seed)
-        now = loop.run(checkpoint_of(self, problem, seed), progress)
+        now = loop.run(checkpoint_of(self, problem, args, seed), progress)
         chunks = problem.batches.chunks()
         objective = problem.objective
         objective.finish(chunks, seed_of(seed, 4))
@@ -172,8 +168,9 @@ class SVI(AbstractBackend):
         evidence = Evidence.of(objective.log_weights(chunks, ratios, seed_of(seed, 5)))
         slope = Slope.of(now.elbo)
         found = findings(now, slope, evidence, self.loop_settings(), self.beta)
-        found += [HealthRecord("svi", "info", value, limit, what, remedy)
-                  for what, value, limit, remedy in problem.notes]
+        found += [
+            HealthRecord("svi", "info", value, limit, what, remedy) for what, value, limit, remedy in problem.notes
+        ]
         count = min(self.draws, max(FEWEST_DRAWS, ENTRIES // max(objective.entries(), 1)))
         if count < self.draws:
             remedy = f"{objective.entries()} unknowns a draw: fewer draws were made to keep them in memory."
@@ -221,8 +218,12 @@ class SVI(AbstractBackend):
     def settings(self) -> dict[str, Any]:
         """This configuration as plain values."""
         plain = ("steps", "batch_groups", "optimizer", "lr", "draws", "particles", "beta", "validation", "patience")
-        return {"backend": "SVI", "guide": self.label, **{name: getattr(self, name) for name in plain},
-                "rank": self.rank}
+        return {
+            "backend": "SVI",
+            "guide": self.label,
+            **{name: getattr(self, name) for name in plain},
+            "rank": self.rank,
+        }
 
     def __repr__(self) -> str:
         return f"SVI(guide={self.label!r}, steps={self.steps})"

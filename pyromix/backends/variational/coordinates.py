@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ class Coordinates:
             jacobian = jacobian + piece.transform.log_abs_det_jacobian(z, value).sum()
         return values, jacobian
 
+    @cached_property
     def log_scale(self) -> torch.Tensor:
         """``log |det T|``: what turns a density of x into one of z."""
         return torch.linalg.slogdet(self.head)[1] + self.tail.abs().log().sum()

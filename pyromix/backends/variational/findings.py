@@ -102,7 +102,9 @@ def findings(now: Progress, slope: Slope, evidence: Evidence, settings: Settings
         )
         out.append(HealthRecord("khat", "warn", round(khat, 4), THRESHOLD, "guide", remedy))
     elif evidence.draws < FEWEST:
-        remedy = f"Only {evidence.draws} importance ratios were computed, too few for k-hat, because the data are large."
+        remedy = (
+            f"The data are large, so only {evidence.draws} importance ratios were computed: too few for k-hat."
+        )
         out.append(HealthRecord("khat", "info", float("nan"), THRESHOLD, "guide", remedy))
     if beta != 1.0:
         remedy = "The divergence from the prior was weighed by beta, so this is no posterior; beta=1 gives one."

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 
 DENSE_LIMIT = 1000  # coordinates that share a dense covariance; further ones are independent
+WIDE = 8.0  # coordinates from which on entries of the factor learn more slowly
 START = 1.0  # starting SD: the coordinates are about standard normal
 
 
@@ -35,6 +36,16 @@ class AbstractGaussian(ABC):
 
         This is the estimator whose noise vanishes where the guide is the posterior (Roeder, Wu & Duvenaud 2017).
         """
+
+    def rates(self) -> list[tuple[list[torch.Tensor], float]]:
+        """Parameters with the factors of their learning rates.
+
+        A draw feels the sum of all entries of a row of the covariance's factor: the more there are, the less each may
+        move in a step.
+        """
+        shared = [value for value in self.parameters.values() if value.dim() == 2]
+        own = [value for value in self.parameters.values() if value.dim() == 1]
+        return [(own, 1.0), (shared, min(1.0, WIDE / max(self.parameters["loc"].numel(), 1)))]
 
     @property
     def loc(self) -> torch.Tensor:
@@ -89,17 +100,20 @@ class DiagonalGaussian(DenseGaussian):
 class LowRankGaussian(AbstractGaussian):
     """``x = m + s e + F f``: independent noise and `rank` shared directions."""
 
-    def __init__(self, size: int, rank: int, scale: torch.Tensor | None = None) -> None:
+    def __init__(self, size: int, rank: int, directions: torch.Tensor | None = None) -> None:
         self.size, self.rank = size, min(rank, size)
         self.noise_size = size + self.rank
-        scale = torch.full((size,), START, dtype=torch.float64) if scale is None else scale
         # columns that start at zero would have no gradient to tell them apart
         generator = torch.Generator().manual_seed(0)
         spread = torch.randn(size, self.rank, generator=generator, dtype=torch.float64)
+        start = 0.1 * spread / math.sqrt(max(size, 1))
+        if directions is not None:
+            known = min(self.rank, directions.shape[1])
+            start[:, :known] = directions[:, :known]
         self.parameters = {
             "loc": _leaf(torch.zeros(size, dtype=torch.float64)),
-            "log_diagonal": _leaf(scale.log()),
-            "directions": _leaf(0.1 * spread / math.sqrt(max(size, 1))),
+            "log_diagonal": _leaf(torch.zeros(size, dtype=torch.float64)),
+            "directions": _leaf(start),
         }
 
     def draw(self, noise: torch.Tensor) -> torch.Tensor:

@@ -100,16 +100,14 @@ class Grouped(AbstractObjective):
     # -- the loop's side ---------------------------------------------------------------------------------------------
     def groups(self) -> list[tuple[list[torch.Tensor], float]]:
         weights = [w for module in self.modules for w in module.parameters() if w.requires_grad]
-        return [(list(self.guide.parameters.values()), 1.0), (weights, NETWORK_RATE)]
+        return [*self.guide.rates(), (weights, NETWORK_RATE)]
 
     def step(self, rows: np.ndarray | None, share: float, seed: int) -> float:
         for module in self.modules:
             module.train()
         noise = _normal((self.pairs, self.guide.noise_size), seed)
         args, prepared = self._take(rows)
-        passes = [
-            self._pass(args, prepared, self.guide.draw(sign * e), seed) for e in noise for sign in (1.0, -1.0)
-        ]
+        passes = [self._pass(args, prepared, self.guide.draw(sign * e), seed) for e in noise for sign in (1.0, -1.0)]
         self._update(passes)
         total = torch.zeros((), dtype=torch.float64)
         for at in passes:
@@ -181,7 +179,7 @@ class Grouped(AbstractObjective):
         return value
 
     def _elbo(self, at: Pass, share: float) -> torch.Tensor:
-        divergence = self.guide.log_density(at.x) - self.coordinates.log_scale() - at.log_prior
+        divergence = self.guide.log_density(at.x) - self.coordinates.log_scale - at.log_prior
         return self._data_part(at) / share - self.beta * divergence
 
     # -- the groups' own updates -------------------------------------------------------------------------------------
@@ -223,6 +221,31 @@ class Grouped(AbstractObjective):
                 args, prepared = self._take(rows)
                 self._update([self._pass(args, prepared, self._at(sign * noise)) for sign in (1.0, -1.0)])
 
+    def effects_at(self, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+        """Mean and SD of every effect after a few updates at x, and how much more the data say of it than its prior."""
+        at = self._pass(self.args, self.plan.prepared, x.detach().requires_grad_(True))
+        for _ in range(HELD_OUT_UPDATES):
+            self._update([at])
+        out: dict[str, tuple[torch.Tensor, torch.Tensor, float]] = {}
+        with torch.no_grad():
+            for block, local, factor in zip(self.blocks, self.locals, at.factors, strict=True):
+                found = local.posterior(torch.arange(block.levels), factor, x[: self.moving])
+                sd = block.split(found.factor.square().sum(-1).sqrt())
+                spherical = factor.mT @ local.tables["quadratic"] @ factor
+                information = block.split(spherical.diagonal(dim1=-2, dim2=-1).mean(0))
+                mean = block.split(found.mean)
+                out |= {name: (mean[name], sd[name], float(information[name].mean())) for name in block.names}
+        return out
+
+    def conditional_means(self, record: Record, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Mean of every effect at x, of which a run of the program is at hand."""
+        out: dict[str, torch.Tensor] = {}
+        with torch.no_grad():
+            for block, local in zip(self.blocks, self.locals, strict=True):
+                levels = torch.arange(block.levels)
+                out |= block.split(local.posterior(levels, block.factor(record), x[: self.moving]).mean)
+        return out
+
     def _at(self, noise: torch.Tensor) -> torch.Tensor:
         """A draw of the guide that derivatives can be taken in."""
         return self.guide.draw(noise).detach().requires_grad_(True)
@@ -237,15 +260,17 @@ class Grouped(AbstractObjective):
                 for rows in batches or [None]:
                     at = self._pass(*self._take(rows), x)
                     total = total + self._data_part(at)
-                divergence = self.guide.log_density(x) - self.coordinates.log_scale() - at.log_prior
+                divergence = self.guide.log_density(x) - self.coordinates.log_scale - at.log_prior
                 out.append(float(total - self.beta * divergence))
         return np.array(out)
 
     def held_out(self, rows: np.ndarray) -> float:
         args, prepared = self._take(rows)
         at = self._pass(args, prepared, self.guide.loc.detach().clone().requires_grad_(True))
-        kept = [{name: table[part.levels] for name, table in local.tables.items()}
-                for local, part in zip(self.locals, at.parts, strict=True)]
+        kept = [
+            {name: table[part.levels] for name, table in local.tables.items()}
+            for local, part in zip(self.locals, at.parts, strict=True)
+        ]
         for _ in range(HELD_OUT_UPDATES):
             self._update([at])
         with torch.no_grad():
@@ -280,8 +305,14 @@ class Grouped(AbstractObjective):
 
 def _detach(at: Pass) -> Pass:
     return Pass(
-        at.x.detach(), at.log_prior, at.eta.detach(), at.rows, at.parts, [f.detach() for f in at.factors],
-        at.slope.detach(), at.by_dispersion,
+        at.x.detach(),
+        at.log_prior,
+        at.eta.detach(),
+        at.rows,
+        at.parts,
+        [f.detach() for f in at.factors],
+        at.slope.detach(),
+        at.by_dispersion,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,13 @@ from pyromix.sites import Data
 NODES = 9
 GAUSSIAN_NODES = 2  # a log density that is quadratic in the predictor needs no more
 TINY = 1e-30  # added to a variance: the square root of zero has no derivative
+
+
+@lru_cache
+def _rule(nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points and weights (nodes, 1) for the expectation under a standard normal."""
+    x, log_weight = gauss_hermite(nodes)
+    return torch.from_numpy(math.sqrt(2) * x), torch.from_numpy(log_weight).exp()[:, None] / math.sqrt(math.pi)
 
 
 class RowMoments(NamedTuple):
@@ -49,8 +57,7 @@ class Rows:
 
     def _nodes(self) -> tuple[torch.Tensor, torch.Tensor]:
         gaussian = self.role.family.gaussian_sd(**self.role.dispersion) is not None
-        x, log_weight = gauss_hermite(GAUSSIAN_NODES if gaussian else NODES)
-        return torch.from_numpy(math.sqrt(2) * x), torch.from_numpy(log_weight).exp()[:, None] / math.sqrt(math.pi)
+        return _rule(GAUSSIAN_NODES if gaussian else NODES)
 
     def expected(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         """``E[log p(y_n | eta_n)]`` with ``eta_n ~ N(mean, variance)``, summed over rows; differentiable."""

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.optimize
 import torch
 
 from pyromix.backends.batches import independent_units, subset
 from pyromix.backends.hyper_posterior import HyperPosterior, default_marginal
 from pyromix.backends.maximum_likelihood import MaximumLikelihood, Search
 from pyromix.backends.variational.coordinates import Coordinates, Piece
-from pyromix.errors import NumericalError
+from pyromix.backends.variational.grouped import Grouped
+from pyromix.compile import log_joint
+from pyromix.errors import NumericalError, UnsupportedError
 from pyromix.marginal.plan import Plan, make_plan
 from pyromix.running import Program, Record, Site, bijection, run
 
 ROWS = 20_000  # of the groups that the start is found from
 WIDEST, NARROWEST = 0.5, 1e-3  # SDs of log scales and of correlations, as the number of levels lets expect
+PRIOR_SHARE = 0.5  # starting SD of an effect that nothing is known of, in prior SDs
+MODE_LIMIT = 300  # sites of a plain program that a mode and a dense curvature are computed for
 WEIGHT_SCALE = 0.1  # starting SD of a weight with a prior, in units of the prior's
 
 
@@ -38,6 +44,145 @@ def find_start(program: Program, args: tuple[Any, ...], plan: Plan, seed: int) -
     if found is None:
         found = _by_moments(program, part_args, part, record, set(weights))
     return _coordinates(record, weights, *found, share)
+
+
+@dataclass(frozen=True)
+class JointStart:
+    """Where guides of hyper-parameters and effects together begin.
+
+    Attributes
+    ----------
+    coordinates
+        All sites, each effect in units of its SD given the hyper-parameters.
+    spherical
+        Effects that enter through their factor.
+    slopes
+        How the effects' means move with the hyper-parameters' coordinates, in those units, (effects, k).
+    """
+
+    coordinates: Coordinates
+    spherical: frozenset[str]
+    slopes: torch.Tensor
+
+    def dense(self) -> Coordinates:
+        """Coordinates in which that movement is taken out."""
+        own = self.coordinates
+        k, weights = len(own.head), len(own.tail) - len(self.slopes)
+        root = torch.block_diag(own.head, torch.diag(own.tail))
+        root[k + weights :, :k] = own.tail[weights:, None] * self.slopes
+        return Coordinates(own.pieces, own.origin, root, torch.empty(0, dtype=torch.float64))
+
+
+def joint_start(
+    program: Program, args: tuple[Any, ...], coordinates: Coordinates, objective: Grouped | None
+) -> JointStart:
+    """Effects begin at the groups' Gaussians at the start of the hyper-parameters; without such, at zero."""
+    zero = torch.zeros(coordinates.size, dtype=torch.float64)
+    record = run(program, args, coordinates.values(zero)[0])
+    found = {} if objective is None else objective.effects_at(zero)
+    spherical = frozenset(
+        name
+        for name, site in record.latents.items()
+        if site.fn.operator.block is None or name not in found or found[name][2] < 1.0
+    )
+    origin, scale, slopes = [], [], []
+    for name, site in record.latents.items():
+        if name not in found:
+            origin.append(torch.zeros(site.fn.event_shape.numel(), dtype=torch.float64))
+            scale.append(torch.full_like(origin[-1], PRIOR_SHARE))
+            slopes.append(torch.zeros(len(origin[-1]), len(coordinates.head), dtype=torch.float64))
+            continue
+        mean, sd, _ = found[name]
+        block = site.fn.operator.block
+        if name in spherical:
+            mean = site.fn.operator.solve_factor(mean)
+            sd = sd / block.square().sum(-1).sqrt()
+        origin.append(mean.reshape(-1).detach())
+        scale.append(sd.reshape(-1).detach())
+        slopes.append(_movement(program, args, coordinates, objective, name, name in spherical) / scale[-1][:, None])
+    joined = Coordinates(
+        (*coordinates.pieces, *(_piece(site) for site in record.latents.values())),
+        torch.cat([coordinates.origin, *origin]),
+        coordinates.head,
+        torch.cat([coordinates.tail, *scale]),
+    )
+    empty = torch.empty(0, len(coordinates.head), dtype=torch.float64)
+    return JointStart(joined, spherical, torch.cat([empty, *slopes]))
+
+
+def _movement(
+    program: Program, args: tuple[Any, ...], coordinates: Coordinates, objective: Any, name: str, spherical: bool
+) -> torch.Tensor:
+    """Differences of an effect's conditional mean over one SD of each coordinate, (effects, k)."""
+    columns = []
+    for k in range(len(coordinates.head)):
+        sides = []
+        for sign in (0.5, -0.5):
+            x = torch.zeros(coordinates.size, dtype=torch.float64)
+            x[k] = sign
+            record = run(program, args, coordinates.values(x)[0])
+            mean = objective.conditional_means(record, x)[name]
+            sides.append(record.latents[name].fn.operator.solve_factor(mean) if spherical else mean)
+        columns.append((sides[0] - sides[1]).reshape(-1))
+    size = record.latents[name].fn.event_shape.numel() if columns else 0
+    return torch.stack(columns, -1).detach() if columns else torch.empty(size, 0, dtype=torch.float64)
+
+
+def plain_start(program: Program, args: tuple[Any, ...], seed: int) -> Coordinates:
+    """Coordinates of all sites of a program of any kind: the joint mode and its curvature where it has one.
+
+    Raises
+    ------
+    UnsupportedError
+        A site without a density over real numbers.
+    """
+    record = run(program, args, hypers="moderate", latents="prior", seed=seed)
+    sites = {**record.hypers, **record.latents, **record.plain}
+    for name, site in sites.items():
+        if bijection(site.fn) is None:
+            raise UnsupportedError(
+                f"SVI: site {name!r} ({type(site.fn).__name__}) has no density over real numbers. If it is discrete, "
+                "sum it out in the program, or pass a Pyro guide of your own that draws it."
+            )
+    pieces = [_piece(site) for site in sites.values()]
+    size = sum(piece.size for piece in pieces)
+    empty = torch.empty(0, dtype=torch.float64)
+    found = _joint_mode(program, args, tuple(sites), size)
+    if found is None:
+        origin, root = torch.zeros(size, dtype=torch.float64), 0.3 * torch.eye(size, dtype=torch.float64)
+        return Coordinates(pieces, origin, root, empty)
+    return Coordinates(pieces, *found, empty)
+
+
+def _joint_mode(
+    program: Program, args: tuple[Any, ...], names: tuple[str, ...], size: int
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mode and root of the inverse curvature of the joint density; ``None`` if there is no ordinary mode."""
+    if size > MODE_LIMIT:
+        return None
+    try:
+        potential = log_joint(program, args)
+    except UnsupportedError:  # subsampled plates: the density of one run is random
+        return None
+    if potential.names != names or potential.size != size:
+        return None
+    evaluate = potential.value_and_gradient(mode="eager", evaluations=1)
+
+    def loss(z: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = evaluate(torch.from_numpy(z))
+        good = bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all())
+        return (float(value), gradient.numpy()) if good else (1e100, np.zeros_like(z))
+
+    best = scipy.optimize.minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    if not best.success or np.abs(best.jac).max() > 1e-2 * (1 + abs(best.fun)):
+        return None
+    at = torch.from_numpy(best.x)
+    hessian = torch.autograd.functional.hessian(potential, at)
+    values, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.T))
+    sd = values.clamp(min=1e-300).rsqrt()
+    if not bool(((values > 0) & (sd < 1e4) & (sd > 1e-5)).all()):
+        return None
+    return at, torch.linalg.cholesky((vectors * sd.square()) @ vectors.T)
 
 
 def _part(program: Program, args: tuple[Any, ...], plan: Plan, seed: int) -> tuple[tuple[Any, ...], Plan, float]:
@@ -86,9 +231,7 @@ def _at_mode(program: Program, args: tuple[Any, ...], plan: Plan) -> Start:
     return {name: site.value.detach() for name, site in record.hypers.items()}, root
 
 
-def _by_moments(
-    program: Program, args: tuple[Any, ...], plan: Plan, record: Record, weights: set[str]
-) -> Start:
+def _by_moments(program: Program, args: tuple[Any, ...], plan: Plan, record: Record, weights: set[str]) -> Start:
     """Moment estimates, with scales that the numbers of rows and levels let expect."""
     marginal = default_marginal(program, args, plan)
     search = Search(MaximumLikelihood(marginal, criterion="map"), marginal, program, args, plan, None)
