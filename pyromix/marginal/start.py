@@ -70,7 +70,7 @@ def constant_start(problem: Problem) -> float:
             grid[:, None] + offset,
             plan.obs[rows],
             trials,
-            **{k: v for k, v in problem.dispersion.items() if v.dim() == 0},
+            **{k: v if v.dim() == 0 else v[rows] for k, v in problem.dispersion.items()},
         ).sum(-1)
     return float(grid[torch.argmax(torch.nan_to_num(values, nan=-torch.inf))])
 

@@ -64,6 +64,19 @@ def test_sampler_sees_the_same_density(posterior: Posterior, form: str) -> None:
     assert float(gradient @ step) == pytest.approx(difference, rel=1e-4, abs=1e-9 * (1 + abs(float(value))))
 
 
+@pytest.mark.parametrize("marginal", [pmx.Exact(), pmx.Laplace()], ids=["Exact", "Laplace"])
+def test_known_residual_sds_in_a_marginal_likelihood(marginal: pmx.marginal.AbstractMarginal) -> None:
+    """Maximum likelihood of eight schools, whose rows have SDs of their own, is that of a normal density."""
+    posterior = ALL["eight_schools-eight_schools_noncentered"]
+    (data,) = posterior.arguments("pyromix")
+    backend = pmx.MaximumLikelihood(marginal, criterion="ml")
+    with pytest.warns(pmx.SingularFitWarning):
+        fit = pmx.fit(posterior.forms["pyromix"].program, data, backend=backend, progress=False)
+    y, sd = data["y"].numpy(), data["sd"].numpy()
+    mean = np.average(y, weights=sd**-2)  # the SD of the effects is estimated at zero
+    assert fit.log_likelihood == pytest.approx(stats.norm.logpdf(y, mean, sd).sum(), abs=1e-6)
+
+
 # -- the posteriors ----------------------------------------------------------------------------------------------------
 # Every fit makes 1,600 effective draws of every quantity or fails, so that the gates on means and SDs (0.1) are four
 # and more Monte Carlo errors wide: with the quantities of one posterior strongly dependent, correct code fails a given
