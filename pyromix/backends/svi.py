@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -179,7 +180,7 @@ class SVI(AbstractBackend):
         status = Status[now.status]
         if any(record.code == "svi_not_converged" for record in found):
             status = Status.ITERATION_LIMIT
-        return posterior_estimate(
+        estimate = posterior_estimate(
             program,
             args,
             objective.draws(count, seed_of(seed, 6)),
@@ -200,6 +201,7 @@ class SVI(AbstractBackend):
             log_evidence=evidence.elbo,
             state=objective.state(),
         )
+        return replace(estimate, condition=objective.condition())
 
     @property
     def label(self) -> str:

@@ -11,6 +11,7 @@ from pyromix.backends.batches import REMEDY, Subsets
 from pyromix.backends.centre import centre_outputs
 from pyromix.backends.checkpoint import Checkpoint, identity
 from pyromix.backends.hyper_posterior import default_marginal
+from pyromix.backends.variational.amortised import Amortised
 from pyromix.backends.variational.coordinates import Coordinates
 from pyromix.backends.variational.gaussian import AbstractGaussian, DenseGaussian, DiagonalGaussian, LowRankGaussian
 from pyromix.backends.variational.grouped import Grouped
@@ -79,7 +80,7 @@ def build(backend: SVI, program: Program, args: tuple[Any, ...], seed: int) -> P
     coordinates = find_start(program, args, plan, seed)
     grouped = plan.affine and all(site.fn.operator.block is not None for site in record.latents.values())
     if grouped and backend.guide in ("group", "mean_field", "amortised"):
-        objective = _grouped(backend, program, args, plan, coordinates)
+        objective = _grouped(backend, program, args, plan, coordinates, seed)
         return Problem(objective, batches, plan, modules, list(batches.notes))
     helper = _grouped_sites(backend, program, args, plan, coordinates) if grouped else None
     start = joint_start(program, args, coordinates, helper)
@@ -113,12 +114,16 @@ def _check_rows(program: Program, args: tuple[Any, ...], plan: Plan, batches: Ba
 
 
 def _grouped(
-    backend: SVI, program: Program, args: tuple[Any, ...], plan: Plan, coordinates: Coordinates
+    backend: SVI, program: Program, args: tuple[Any, ...], plan: Plan, coordinates: Coordinates, seed: int
 ) -> AbstractObjective:
     if backend.guide == "mean_field":
         apart = coordinates.independent()
         guide = DiagonalGaussian(apart.size)
         return Grouped(program, args, plan, apart, guide, Free, beta=backend.beta, pairs=backend.particles)
+    if backend.guide == "amortised":
+        guide = DenseGaussian(coordinates.size)
+        settings = {"beta": backend.beta, "pairs": backend.particles}
+        return Amortised(program, args, plan, coordinates, guide, Sites, seed=seed, **settings)
     return _grouped_sites(backend, program, args, plan, coordinates)
 
 

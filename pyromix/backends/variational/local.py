@@ -98,12 +98,14 @@ class AbstractLocal(ABC):
         linear = sum(share * (t.linear - torch.einsum("gqk,k->gq", t.slope, x)) for t, x in targets)
         slope = sum(share * t.slope for t, _ in targets)
         tables = self.tables
+        finite = torch.isfinite(quadratic).flatten(1).all(1) & torch.isfinite(linear).all(1)
         rho = (1 + tables["count"][levels]) ** -FORGET
         for name, new in (("quadratic", quadratic), ("linear", linear), ("slope", slope)):
             weight = rho.reshape(-1, *[1] * (new.dim() - 1))
             old = tables[name][levels]
-            tables[name][levels] = old + weight * (new - old)
-        tables["count"][levels] += 1
+            moved = old + weight * (new - old)
+            tables[name][levels] = torch.where(finite.reshape(weight.shape), moved, old)
+        tables["count"][levels] += finite.to(torch.float64)
 
 
 class Sites(AbstractLocal):
