@@ -23,6 +23,7 @@ from pyromix.backends.training import Trained
 from pyromix.errors import NumericalError
 from pyromix.marginal import AbstractMarginal, Exact, Laplace
 from pyromix.marginal.base import BoundMarginal
+from pyromix.marginal.correction import corrected
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.running import Program, Record, Site, run
 
@@ -92,6 +93,39 @@ class HyperPosterior:
             self.objective.failure = str(error)
             return -np.inf, None
         return (float(value), record) if bool(torch.isfinite(value)) else (-np.inf, None)
+
+    def draw(
+        self, t: np.ndarray, generator: torch.Generator, correct: int = 0
+    ) -> tuple[float, dict[str, torch.Tensor]]:
+        """Log density, and values of all sites with the effects drawn from their conditional.
+
+        Parameters
+        ----------
+        correct
+            Draws of every effect by whose weights both are corrected (`pyromix.marginal.correction`); 0 for none.
+
+        Raises
+        ------
+        NumericalError
+            The density cannot be computed there.
+        """
+        record = self.record(t)
+        with torch.no_grad():
+            if correct:
+                found = corrected(self.bound, record, correct, generator)
+                value, effects = found.log_marginal, found.effects
+            else:
+                value, conditional = self.bound.evaluate(record)
+                effects = {name: x[0] for name, x in conditional.draw(1, generator, {}).items()}
+            value += float(self._search.log_prior(record))
+        return value, {**{name: site.value for name, site in record.hypers.items()}, **effects}
+
+    @property
+    def linear(self) -> np.ndarray:
+        """Positions of linear coefficients among the coordinates."""
+        chart = self.objective.chart
+        parts = [np.arange(self.size)[chart.slices[e.name]] for e in chart.entries if e.kind == "linear"]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
     def mode(self, progress: bool) -> Mode:
         """Climb to the mode and take its curvature.

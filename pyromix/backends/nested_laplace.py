@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from pyromix.backends import workers
 from pyromix.backends.base import AbstractBackend
 from pyromix.backends.hyper_posterior import HyperPosterior, Mode, default_marginal
-from pyromix.backends.importance import SplitStudent, Weighted, sample, split_scales
+from pyromix.backends.importance import Weighted, sample
 from pyromix.backends.posterior import posterior_estimate
+from pyromix.backends.proposals import proposal_at
 from pyromix.backends.quasi_newton import PATIENCE
-from pyromix.backends.reinstate import reinstate, share
+from pyromix.backends.reinstate import generator_at, joined, share, stacked
 from pyromix.backends.trained_weights import train_weights
 from pyromix.backends.training import Training, evaluating, modules_of
 from pyromix.backends.warm_start import WarmStart
@@ -25,7 +28,9 @@ from pyromix.results.diagnostics import importance_findings, posterior_status
 from pyromix.results.estimate import Draws, Estimate, HealthRecord
 from pyromix.running import Program
 
-ROUNDS = 8  # how many times the first number of draws may be made before the fit is called unreliable
+ROUNDS = 6  # how many times the first number of draws may be made
+ENOUGH = 0.25  # effective fraction of the first number of draws, below which more are made
+MAX_KEPT = 50_000_000  # entries of effects kept on the way; more are drawn again at the draws chosen
 
 
 class NestedLaplace(AbstractBackend):
@@ -123,53 +128,80 @@ class NestedLaplace(AbstractBackend):
             )
 
 
+@dataclass(frozen=True)
+class _Found:
+    draws: Draws
+    weighted: Weighted
+    health: tuple[HealthRecord, ...]
+
+
 class _Sampler:
-    """One run: mode, importance draws, effects."""
+    """One run: mode, proposal, importance draws with their effects."""
 
     def __init__(self, backend: NestedLaplace, posterior: HyperPosterior, seed: int, progress: bool) -> None:
         self.backend, self.posterior, self.seed, self.progress = backend, posterior, seed, progress
         self.cores = backend.cores or workers.default_cores()
         self.rng = np.random.default_rng([seed, 11])
+        self.kept: list[dict[str, np.ndarray]] = []
+        effects = sum(term.size for term in posterior.bound.plan.layout.terms)
+        self.keep = effects * ROUNDS * self.first <= MAX_KEPT
+
+    @property
+    def first(self) -> int:
+        """Importance draws to begin with."""
+        return self.backend.evaluations or max(self.backend.draws, 50)
 
     def run(self) -> _Found:
         mode = self.posterior.mode(self.progress)
-        self.start = WarmStart(self.posterior, mode)
-        with tqdm(
-            desc="nested Laplace", unit=" evaluations", disable=not self.progress, delay=PATIENCE, leave=False
-        ) as bar:
+        proposal = proposal_at(self.posterior, mode.t, mode.root, mode.value, self.posterior.linear)
+        self.prepare = WarmStart(self.posterior, mode)
+        hidden = not self.progress
+        with tqdm(desc="nested Laplace", unit=" draws", disable=hidden, delay=PATIENCE, leave=False) as bar:
             self.bar = bar
-            proposal = self._proposal(mode)
-            n = self.backend.evaluations or max(self.backend.draws, 50)
-            target = 0.25 * n
-            weighted = sample(self._density, proposal, n, target, self.rng, ROUNDS * n)
-            bar.set_description("effects")
-            chosen = weighted.resample(self.backend.draws, self.rng)
-            draws = reinstate(self.posterior, weighted.t[chosen], self.seed, self.cores, self.start, bar.update)
+            n, most = self.first, ROUNDS * self.first
+            weighted = sample(self._density, proposal, mode.root, n, ENOUGH * n, self.rng, most)
+            draws = self._chosen(weighted)
         smoothed = weighted.smoothed
         health = importance_findings(smoothed.khat, smoothed.effective_size, len(weighted.t))
         return _Found(draws, weighted, (*_mode_findings(mode), *health))
 
-    def _proposal(self, mode: Mode) -> SplitStudent:
-        if not self.posterior.size:
-            return SplitStudent.symmetric(mode.t, mode.root)
-        return split_scales(self._density, mode.t, mode.root, mode.value)
-
     def _density(self, points: np.ndarray) -> np.ndarray:
-        """Log density at points (n, d), shared out over the cores."""
+        """Log density at points (n, d), shared out over the cores; the effects drawn there are kept."""
+        if not len(points):
+            return np.empty(0)
+        parts = share(points, self._work, self.cores, self.bar.update)
+        self.kept += [draws for _, draws in parts if draws]
+        return np.concatenate([values for values, _ in parts])
 
-        def work(rows: np.ndarray) -> np.ndarray:
-            out = np.empty(len(rows))
-            for k, t in enumerate(rows):
-                self.start(t)
-                out[k], _ = self.posterior.log_density(t)
-            return out
+    def _work(self, points: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        values, draws = np.full(len(points), -np.inf), []
+        for k, t in enumerate(points):
+            try:
+                values[k], draw = self._one(t)
+            except NumericalError as error:  # a draw that the target excludes; its weight is zero
+                self.posterior.objective.failure = str(error)
+                draw = self._nothing(t)
+            if self.keep:
+                draws.append(draw)
+        return np.where(np.isfinite(values), values, -np.inf), stacked(draws)
 
-        return np.concatenate(share(points, work, self.cores, self.bar.update)) if len(points) else np.empty(0)
+    def _one(self, t: np.ndarray) -> tuple[float, dict[str, torch.Tensor]]:
+        self.prepare(t)
+        return self.posterior.draw(t, generator_at(self.seed, t), self.backend.correct)
 
+    def _nothing(self, t: np.ndarray) -> dict[str, torch.Tensor]:
+        """A stand-in of the right shapes where there is no density."""
+        record = self.posterior.record(t)
+        return {name: site.value for name, site in {**record.hypers, **record.latents}.items()}
 
-class _Found:
-    def __init__(self, draws: Draws, weighted: Weighted, health: tuple[HealthRecord, ...]) -> None:
-        self.draws, self.weighted, self.health = draws, weighted, health
+    def _chosen(self, weighted: Weighted) -> Draws:
+        """Equally weighted draws."""
+        chosen = weighted.resample(self.backend.draws, self.rng)
+        if self.keep:
+            return {name: value[torch.from_numpy(chosen)] for name, value in joined(self.kept).items()}
+        points = weighted.t[chosen]
+        parts = share(points, lambda part: stacked([self._one(t)[1] for t in part]), self.cores, self.bar.update)
+        return joined(parts)
 
 
 def _mode_findings(mode: Mode) -> tuple[HealthRecord, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -27,6 +28,13 @@ def share(
     return workers.run_tasks(tasks, cores, on_result=lambda k, result: done(len(pieces[k])))
 
 
+def generator_at(seed: int, t: np.ndarray, k: int | None = None) -> torch.Generator:
+    """A generator for one point: the same wherever and whenever it is met, or by its number k."""
+    what = t.tobytes() if k is None else k.to_bytes(8, "little")
+    digest = hashlib.blake2b(what, digest_size=7, key=seed.to_bytes(8, "little")).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
 def reinstate(
     posterior: HyperPosterior,
     points: np.ndarray,
@@ -42,21 +50,20 @@ def reinstate(
     prepare
         Called with a point before its mode search.
     """
-    seeds = np.random.default_rng([seed, 12]).integers(2**62, size=len(points))
 
     def one(k: int) -> dict[str, torch.Tensor]:
-        record = posterior.record(points[k])
-        values = {name: site.value for name, site in record.hypers.items()}
-        if not record.latents:
-            return values
         prepare(points[k])
-        _, conditional = posterior.bound.evaluate(record)
-        drawn = conditional.draw(1, torch.Generator().manual_seed(int(seeds[k])), {})
-        return {**values, **{name: value[0] for name, value in drawn.items()}}
+        return posterior.draw(points[k], generator_at(seed, points[k], int(k)))[1]
 
-    def work(part: np.ndarray) -> dict[str, np.ndarray]:
-        values = [one(k) for k in part]
-        return {name: np.stack([value[name].detach().numpy() for value in values]) for name in values[0]}
+    parts = share(np.arange(len(points)), lambda part: stacked([one(k) for k in part]), cores, done)
+    return joined(parts)
 
-    parts = share(np.arange(len(points)), work, cores, done)
+
+def stacked(draws: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
+    """One array (n, ...) a site, as it travels between processes."""
+    return {name: np.stack([draw[name].detach().numpy() for draw in draws]) for name in (draws[0] if draws else ())}
+
+
+def joined(parts: list[dict[str, np.ndarray]]) -> Draws:
+    """Stacked draws one after the other."""
     return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
