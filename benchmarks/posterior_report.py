@@ -215,13 +215,13 @@ def environment(caches: Path) -> dict[str, str]:
 def run(case: PosteriorCase, options: argparse.Namespace) -> Result:
     """Run every side that is installed, one after the other, each with caches of its own."""
     results: Result = {}
+    described = case.target()
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "target.json"
-        settings = {**SETTINGS, "draws": options.draws, "tune": options.tune, "seed": options.seed}
-        write_target(case.target(), target, **settings)
         for number, label in enumerate((*case.methods, *case.peers)):
             if options.sides is not None and label not in options.sides:
                 continue
+            target = Path(folder) / f"target_{number}.json"
+            write_target(described, target, **{**SETTINGS, **lengths(case, label, options)})
             caches = (options.caches or Path(folder)) / str(number)
             try:
                 start = time.perf_counter()
@@ -232,6 +232,12 @@ def run(case: PosteriorCase, options: argparse.Namespace) -> Result:
             except Failed as error:
                 print(f"{label}: FAILED: {error}")
     return results
+
+
+def lengths(case: PosteriorCase, label: str, options: argparse.Namespace) -> dict[str, int]:
+    """Draws and warm-up of a side, and the seed: what was asked for, else what the case says."""
+    draws = options.draws or case.fewer.get(label, case.draws)
+    return {"draws": draws, "tune": options.tune or draws, "seed": options.seed}
 
 
 def rows(results: Result, sides: Mapping[str, Side]) -> list[list[str]]:
@@ -265,8 +271,9 @@ def report(case: PosteriorCase, results: Result) -> tuple[str, bool]:
     peers = list(case.peers)
     agreed, different = agreement(sides, reference_of(sides, peers))
     ratios, met = verdicts(case, sides, peers, different)
+    shorter = [f"{label}: {draws} draws a chain" for label, draws in case.fewer.items() if label in results]
     notes = [f"{label}: {line}" for label, result in results.items() for line in result.get("health", ())]
-    return "\n".join([table(HEADER, rows(results, sides)), *notes, *agreed, *ratios]), met
+    return "\n".join([table(HEADER, rows(results, sides)), *shorter, *notes, *agreed, *ratios]), met
 
 
 def posterior_table(sides: Mapping[str, Side]) -> str:
@@ -278,8 +285,8 @@ def posterior_table(sides: Mapping[str, Side]) -> str:
 
 def arguments(case: PosteriorCase, description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--draws", type=int, default=case.draws, help="draws a chain (%(default)s)")
-    parser.add_argument("--tune", type=int, default=case.draws, help="warm-up iterations a chain (%(default)s)")
+    parser.add_argument("--draws", type=int, help="draws a chain (default: as the case says)")
+    parser.add_argument("--tune", type=int, help="warm-up iterations a chain (default: as draws)")
     parser.add_argument("--seed", type=int, default=SETTINGS["seed"], help="seed of every side (%(default)s)")
     labels = [*case.methods, *case.peers]
     listed = "; ".join(labels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,9 @@ class PosteriorCase:
     required
         What is held against the result.
     draws
-        Draws and warm-up iterations a chain, of every side.
+        Draws a chain, and as many warm-up iterations.
+    fewer
+        The same for a side that takes long.
     """
 
     name: str
@@ -134,6 +136,7 @@ class PosteriorCase:
     peers: Mapping[str, str]
     required: tuple[Requirement, ...] = ()
     draws: int = 1000
+    fewer: Mapping[str, int] = field(default_factory=dict)
 
 
 def write_target(target: Target, path: Path, **settings: Any) -> None:
@@ -245,6 +248,7 @@ POSTERIORS: dict[str, PosteriorCase] = {
                 Requirement(LAPLACE, ratio=5.0, against=NUMPYRO),
                 Requirement(NUTS, ratio=1.0),
             ),
+            fewer={RSTANARM: 500},
         ),
         PosteriorCase("radon_posterior", radon, (NESTED, EXACT, NUTS), NUMPYRO_AND_BAMBI, AT_LEAST_EACH),
         PosteriorCase("eight_schools_posterior", eight_schools, (NUTS,), NUMPYRO_AND_PYMC, AT_LEAST_EACH),
