@@ -21,7 +21,6 @@ MARGINALS = [
     for marginal in written.marginals
 ]
 EFFECTS = [pytest.param(ALL[name], form, id=name) for name in ALL for form, f in ALL[name].forms.items() if f.marginals]
-QUICK = {("kidiq-kidscore_momhsiq", "pyromix"), ("eight_schools-eight_schools_noncentered", "pyro")}
 
 
 def at(posterior: Posterior, form: str, seed: int) -> tuple[float, float]:
@@ -81,6 +80,12 @@ def test_known_residual_sds_in_a_marginal_likelihood(marginal: pmx.marginal.Abst
 # Every fit makes 1,600 effective draws of every quantity or fails, so that the gates on means and SDs (0.1) are four
 # and more Monte Carlo errors wide: with the quantities of one posterior strongly dependent, correct code fails a given
 # posterior with a probability below 1e-3 at a fresh seed; the seeds are fixed.
+@pytest.mark.statistical
+def test_nuts_in_seconds() -> None:
+    backend = pmx.NUTS(draws=600, tune=300, chains=4)
+    assert measure(ALL["kidiq-kidscore_momhsiq"], "pyromix", backend).problems() == []
+
+
 @pytest.mark.statistical
 @pytest.mark.slow
 @pytest.mark.parametrize(("posterior", "form"), FORMS)
