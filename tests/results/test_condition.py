@@ -225,6 +225,37 @@ def test_levels_without_rows_of_their_own_follow_new_groups() -> None:
     assert learnt < 0.8 * prior
 
 
+def test_a_marginal_mean_integrates_over_levels_without_rows_alone() -> None:
+    """exp(eta + sd^2 / 2) for a level without rows; the plug-in for one with rows, as for known ones."""
+    values = {"beta": tensor([0.2]), "g.sd": tensor(0.9)}
+    fit = held_fit("b ~ 1 + (1 | g)", rows([f"k{i}" for i in range(6)]), values, family=pmx.Poisson())
+    new = pd.DataFrame({"b": [3, 4], "g": "p"})
+    found = fit.predict(pd.DataFrame({"g": ["p", "else", "k1"]}), condition_on=new, new_groups="marginal")
+    linear = fit.predict(new[:1], "linear", condition_on=new)[0]
+    assert 7 - 2 * np.exp(linear) - (linear - 0.2) / 0.81 == pytest.approx(0.0, abs=1e-9), "the mode's equation"
+    assert found == pytest.approx([np.exp(linear), np.exp(0.2 + 0.405), np.exp(0.2)])
+
+
+def test_weighted_memberships_against_dense_algebra() -> None:
+    """Rows that belong to two levels, with weights; some of the levels known."""
+
+    def program(d: dict) -> None:
+        u = pmx.RandomEffect("g", pmx.IID(sd=1.5), levels=3)(d["g"], weight=d["w"])
+        pmx.observe("y", pmx.Gaussian(sigma=0.5), u, d.get("y"))
+
+    data = {"g": torch.tensor([[0, 1], [1, 2], [2, 0]]), "w": torch.ones(3, 2).double(), "y": tensor([0.0, 1.0, 2.0])}
+    effects = np.array([1.0, -0.5, 2.0])
+    fit = Fit(estimate({}, {"g": tensor(effects)[:, None]}), program, (data,))
+    new = {"g": torch.tensor([[-1, -2], [-2, 1], [-1, -1]]), "y": tensor([2.0, -1.0, 1.0])}
+    new["w"] = tensor([[0.3, 0.7], [0.6, 0.4], [0.5, 0.5]])
+    z = np.array([[0.3, 0.7], [0.0, 0.6], [1.0, 0.0]])  # columns: levels -1 and -2
+    residual = np.array([2.0, -1.0 - 0.4 * effects[1], 1.0])
+    u = 2.25 * z.T @ np.linalg.solve(2.25 * z @ z.T + 0.25 * np.eye(3), residual)
+    at = {"g": torch.tensor([[-2, 0], [-1, -2]]), "w": tensor([[0.9, 0.1], [2.0, -1.0]])}
+    expected = [0.9 * u[1] + 0.1 * effects[0], 2 * u[0] - u[1]]
+    assert fit.predict(at, condition_on=new) == pytest.approx(expected, abs=1e-12)
+
+
 def test_programs_number_their_new_levels() -> None:
     def program(d: dict) -> None:
         u = pmx.RandomEffect("g", pmx.IID(sd=1.5), levels=4)(d["g"])
