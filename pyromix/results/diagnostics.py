@@ -226,8 +226,8 @@ def _divergences(stats: Mapping[str, np.ndarray], entries: Entries) -> Iterator[
         f"{count} ({100 * share:.2g} %)",
         0.0,
         where or "all",
-        "Parts of the posterior may be missed. Raise target_accept, e.g. to 0.95 or 0.99; if they stay, use "
-        "NUTS(parametrisation='noncentered'), or integrate the effects out with marginal=.",
+        "Parts of the posterior may be missed. Raise target_accept, e.g. to 0.95 or 0.99; if they stay, non-centre the "
+        "effects (parametrisation='noncentered'; in plain Pyro theta = mu + tau * z), or integrate them out.",
     )
 
 
@@ -278,7 +278,7 @@ def _rhat(entries: Entries, found: Mixing) -> Iterator[HealthRecord]:
     if not len(over):
         return
     order = over[np.argsort(-found.rhat[over], kind="stable")]
-    shown = ", ".join(f"{entries.names[k]} {found.rhat[k]:.3g}" for k in order[:WORST])
+    shown = ", ".join(f"{entries.names[k]} {found.rhat[k]:.4g}" for k in order[:WORST])
     more = f" and {len(order) - WORST} more" if len(order) > WORST else ""
     worst = float(found.rhat[order[0]])
     refused = worst > RHAT_REFUSED

@@ -52,4 +52,4 @@ class Health(tuple[HealthRecord, ...]):
 
 def _cell(record: HealthRecord, key: str) -> str:
     value = getattr(record, key)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -17,7 +17,7 @@ from pyromix.results.draws import Responses, Values, describe, over_draws
 from pyromix.results.observed import Observed, replicates, run_observed
 from pyromix.results.predict import MAX_ENTRIES, MIN_DRAWS
 from pyromix.results.rows import row_labels, tidy_labels
-from pyromix.results.storage import thinned
+from pyromix.results.storage import plain_stats, thinned
 from pyromix.running import Record
 
 if TYPE_CHECKING:
@@ -172,8 +172,7 @@ def _sample_stats(fit: Fit, count: int, chains: int, attrs: dict[str, Any]) -> x
 
     keep = thinned(fit.n_draws, count, fit.estimate.chains).numpy()
     variables: dict[str, Any] = {}
-    for name, value in (fit.estimate.sample_stats or {}).items():
-        array = np.asarray(value)
+    for name, array in plain_stats(fit.estimate.sample_stats or {}).items():
         rest = array.shape[2:]
         array = array.reshape(-1, *rest)[keep].reshape(chains, -1, *rest)
         variables[name] = (("chain", "draw", *(f"{name}_dim_{k}" for k in range(len(rest)))), array)

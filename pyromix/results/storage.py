@@ -248,8 +248,7 @@ def estimate_to_payload(estimate: Estimate) -> tuple[dict[str, Any], dict[str, n
     for key in _TENSORS:
         spec[key] = pack(dict(getattr(estimate, key)), arrays, key)
     if estimate.sample_stats is not None:
-        stats = {key: np.asarray(value) for key, value in estimate.sample_stats.items()}
-        spec["sample_stats"] = pack(stats, arrays, "stats")
+        spec["sample_stats"] = pack(plain_stats(estimate.sample_stats), arrays, "stats")
     if estimate.kind == "draws":
         if estimate.n_draws is None:
             raise ConfigError("Estimate(kind='draws'): n_draws is missing; without it the draws cannot be saved.")
@@ -296,6 +295,12 @@ def estimate_from_payload(
         )
     except KeyError as error:
         raise CheckpointError(f"the saved estimate lacks {error}.") from error
+
+
+def plain_stats(stats: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Sample statistics as arrays; counts, whatever integers a sampler has for them, as int64."""
+    arrays = {name: np.asarray(value) for name, value in stats.items()}
+    return {name: value.astype(np.int64) if value.dtype.kind in "iu" else value for name, value in arrays.items()}
 
 
 def _plain(value: Any) -> float | str:

@@ -64,7 +64,7 @@ def test_divergences_name_what_shifts(rng: np.random.Generator) -> None:
     assert record.value == f"{low.sum()} ({100 * low.mean():.2g} %)"
     # below -2.2 a standard normal has mean -phi(2.2) / Phi(-2.2) = -2.55
     assert record.parameter.startswith("g.sd (lower there by 2.")
-    assert "target_accept" in record.remedy and "noncentered" in record.remedy
+    assert "target_accept" in record.remedy and "parametrisation='noncentered'" in record.remedy
     sampled["diverging"] = rng.random(SHAPE) < 0.1
     record = one(sampler_findings(draws, 4, sampled, LABELS))
     assert record.severity == "error" and posterior_status([record]) is Status.NOT_MIXED
@@ -101,7 +101,7 @@ def test_rhat_lists_the_five_worst_by_name(rng: np.random.Generator) -> None:
     values = draws["g"].numpy().reshape(4, 500, 10)
     expected = [float(az.rhat(values[:, :, k])) for k in range(10)]
     assert record.value == pytest.approx(max(expected)) and record.severity == "error"
-    assert record.parameter.startswith(f"g[e, Days] {expected[9]:.3g}, g[e, Intercept] {expected[8]:.3g}, g[d, Days]")
+    assert record.parameter.startswith(f"g[e, Days] {expected[9]:.4g}, g[e, Intercept] {expected[8]:.4g}, g[d, Days]")
     assert record.parameter.endswith(f"and {sum(r > 1.01 for r in expected) - 5} more")
     assert posterior_status(list(found.values())) is Status.NOT_MIXED and not Status.NOT_MIXED.ok
     mild = {"a": tensor(rng.normal(size=SHAPE) + [[0.0], [0.0], [0.0], [0.6]]).reshape(-1)}

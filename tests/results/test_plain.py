@@ -95,13 +95,17 @@ def test_what_needs_a_predictor_says_so(fit: Fit) -> None:
     assert "plain" in repr(fit)
 
 
-def test_a_plain_fit_is_saved_and_loaded(fit: Fit, tmp_path: Path) -> None:
+def test_a_plain_fit_is_saved_and_loaded(tmp_path: Path) -> None:
+    stats = {"tree_depth": np.full((CHAINS, DRAWS), 3, dtype=np.uint64)}  # nutpie's type
+    fit = plain_fit(sample_stats=stats)
     fit.describe = lambda: describe_program(plain, fit.args, {})
     path = tmp_path / "fit.pmx"
     fit.save(path)
     back = pmx.load(path, program=plain)
     assert back.idata.posterior.equals(fit.idata.posterior)
     assert back.idata.log_likelihood.equals(fit.idata.log_likelihood)
+    assert back.idata.sample_stats.equals(fit.idata.sample_stats)
+    assert back.idata.sample_stats["tree_depth"].dtype == np.int64
     assert str(back.summary()) == str(fit.summary())
     with pytest.raises(ConfigError, match="pass it"):
         pmx.load(path)
