@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -258,3 +259,15 @@ def test_accuracy_limits_are_a_tenth_of_an_sd_and_ten_per_cent(mean: float, rati
     found = posterior_accuracy.Comparison("m", NESTED, "a", mean, 0.01, ratio)
     quiet = posterior_accuracy.Comparison("m", NESTED, "b", 0.0, 0.01, 1.0)
     assert posterior_accuracy.within([found, quiet]) is ok
+
+
+def test_page_of_results_names_the_worst_parameter_of_every_method() -> None:
+    found = [
+        posterior_accuracy.Comparison("cbpp", NESTED, "a", 0.02, 0.01, 1.01),
+        posterior_accuracy.Comparison("cbpp", NESTED, "b", -0.3, 0.01, 0.95),
+    ]
+    notes = {"cbpp": {NESTED: {"seconds": 1.5, "ess": 700.0, "khat": 0.2}}}
+    page = posterior_accuracy.document(found, notes, argparse.Namespace(long=5000))
+    assert f"| cbpp | {NESTED} | -0.300 ± 0.010 | b | 0.950 | b | NO | 1.5 |" in page
+    assert f"| cbpp | {NESTED} | a | +0.020 ± 0.010 | 1.010 |" in page
+    assert f"| cbpp | {NESTED} | 700 | 1.5 |  | 0.20 |" in page
