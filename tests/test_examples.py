@@ -81,3 +81,26 @@ def test_held_out_score_is_the_density_of_new_subjects() -> None:
         for _, rows in frame[fold == held].groupby("Subject", observed=True):
             expected += stats.multivariate_normal(mean, covariance).logpdf(rows["Reaction"].to_numpy())
     assert example.held_out("linear", example.load(), 2) == pytest.approx(expected, abs=1e-3)
+
+
+def test_backends_are_compared_by_arviz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    example = load("backends_compared")
+    quick = {"ML": pmx.MaximumLikelihood(), "MAP": pmx.MaximumLikelihood(criterion="map")}
+    monkeypatch.setattr(example, "backends", lambda draws: quick)
+    fits = example.main(["--out", str(tmp_path)])
+    assert fits["ML"].log_likelihood == pytest.approx(-92.02628, abs=1e-4)  # lme4
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {f"{k}{end}" for k in ("ml", "map") for end in (".nc", "_trace.png", "_ppc.png")} | {"forest.png"}
+    out = capsys.readouterr().out
+    assert "period[T.2]" in out and "elpd_loo" in out and "ML" in out
+
+
+@pytest.mark.slow
+def test_every_backend_is_compared(tmp_path: Path) -> None:
+    """Posterior means of every backend within half a posterior SD of NUTS's (the point estimates are modes)."""
+    fits = load("backends_compared").main(["--draws", "500", "--out", str(tmp_path)])
+    reference = fits["NUTS"].fixed_effects()
+    for fit in fits.values():
+        difference = fit.fixed_effects()["estimate"] - reference["estimate"]
+        assert (difference.abs() < 0.5 * reference["se"]).all()
+    assert len(list(tmp_path.glob("*.nc"))) == 6

@@ -188,6 +188,7 @@ class SVI(AbstractBackend):
             inference=f"SVI, {self.label}",
             settings={
                 **self.settings(),
+                "exact": False,
                 "steps_done": now.step,
                 "elbo": evidence.elbo,
                 "elbo_error": evidence.error,
