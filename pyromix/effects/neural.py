@@ -14,7 +14,6 @@ from pyromix.errors import ConfigError, DataError, DataTypeError, NumericalError
 from pyromix.parameters import double
 from pyromix.sites import Function, Hyper, annotate
 
-
 LAYERS = ("all", "last")
 
 
@@ -126,7 +125,9 @@ class NeuralEffect:
         if self.layers == "all":
             return set(keys)
         if not keys:
-            raise ConfigError(f"NeuralEffect({self.name!r}, layers='last'): {type(self.module).__name__} has no weights.")
+            raise ConfigError(
+                f"NeuralEffect({self.name!r}, layers='last'): {type(self.module).__name__} has no weights."
+            )
         last = keys[-1].rpartition(".")[0]
         return {key for key in keys if key.rpartition(".")[0] == last}
 

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from pyromix.backends.variational.blocks import BlockRows
-from pyromix.backends.variational.grouped import NETWORK_RATE, Grouped, Pass
+from pyromix.backends.variational.grouped import NETWORK_RATE, Grouped, Pass, normal
 from pyromix.backends.variational.local import LocalPosterior, site_posterior
 from pyromix.backends.variational.rows import Rows
 from pyromix.errors import UnsupportedError
 from pyromix.marginal.plan import data_of
+from pyromix.results.draws import over_draws
 from pyromix.results.estimate import Draws
 from pyromix.running import run
 
@@ -46,7 +47,9 @@ class Encoder(torch.nn.Module):
         torch.nn.init.zeros_(self.group[-1].weight)
         torch.nn.init.zeros_(self.group[-1].bias)
 
-    def forward(self, rows: torch.Tensor, index: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, rows: torch.Tensor, index: torch.Tensor, state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Row features (n, 3 + terms), their groups (n,), states (g, 2 terms) -> log factors and shifts, (g, terms)."""
         pooled = rows.new_zeros(len(state), POOLED).index_add_(0, index, self.row(rows))
         size = rows.new_zeros(len(state)).index_add_(0, index, torch.ones_like(rows[:, 0]))
@@ -121,22 +124,19 @@ class Amortised(Grouped):
         factors, shifts = self.encoder(rows, part.index[:, 0], state / self.beta)
         scale = (0.5 * factors).exp()
         corrected = scale[:, :, None] * quadratic * scale[:, None, :] / self.beta
-        # a shift of b by d is one of h by (A + Sigma^-1) L d: a group without rows keeps its prior
+        # the shift acts through the precision of the rows alone, so that a group without rows keeps its prior
         moved = torch.einsum("gqr,gr->gq", corrected, shifts @ fixed.mT)
         return site_posterior(corrected, linear / self.beta + moved, factor)
 
     def draws(self, count: int, seed: int) -> Draws:
-        generator = torch.Generator().manual_seed(seed)
-        x = self.guide.draw(
-            torch.randn(count, self.guide.noise_size, generator=generator, dtype=torch.float64)
-        ).detach()
-        drawn = []
+        x = self.guide.draw(normal((count, self.guide.noise_size), seed)).detach()
+        generator = torch.Generator().manual_seed((seed + 1) % 2**63)
+        levels = self.blocks[0].levels
         with torch.no_grad():
-            for row in x:
-                values, _ = self.coordinates.values(row)
-                at = self._pass(self.args, self.plan.prepared, row)
-                drawn.append(values | self._effects(at, self.blocks[0].levels, generator))
-        return {name: torch.stack([values[name] for values in drawn]) for name in drawn[0]}
+            values = over_draws(lambda at: self.coordinates.values(at["x"])[0], {"x": x}, 1)
+            passes = (self._pass(self.args, self.plan.prepared, row) for row in x)
+            effects = [self._effects(at, levels, generator) for at in passes]
+        return values | {name: torch.stack([u[name] for u in effects]) for name in self.blocks[0].names}
 
     def _effects(self, at: Pass, levels: int, generator: torch.Generator) -> Draws:
         """One draw of the effects of all levels; those without rows from their prior."""

@@ -58,9 +58,9 @@ def build(backend: SVI, program: Program, args: tuple[Any, ...], seed: int) -> P
         Batches or an amortised guide for a program whose rows are unknown; sites without a density.
     """
     record = run(program, args, hypers="moderate", seed=seed)
-    modules = {n: s.role.module for n, s in record.functions.items() if _learns(s.role.module)}
+    modules = {n: s.role.module for n, s in record.functions.items() if _learns(n, s.role.module, record)}
     plan = _plan(program, args, record, seed)
-    if plan is not None:
+    if plan is not None and modules:
         centre_outputs(program, args, plan)
     batches = Batches.of(plan, _rows(record), backend.batch_groups, backend.validation, seed)
     if not isinstance(backend.guide, str):
@@ -83,7 +83,7 @@ def build(backend: SVI, program: Program, args: tuple[Any, ...], seed: int) -> P
         objective = _grouped(backend, program, args, plan, coordinates, seed)
         return Problem(objective, batches, plan, modules, list(batches.notes))
     helper = _grouped_sites(backend, program, args, plan, coordinates) if grouped else None
-    start = joint_start(program, args, coordinates, helper)
+    start = joint_start(program, args, plan, coordinates, helper)
     return _joint(backend, program, args, plan, batches, modules, start)
 
 
@@ -202,8 +202,9 @@ def _own_guide(
     return OwnGuide(program, args, batches.rows, backend.guide, learned, **settings)
 
 
-def _learns(module: torch.nn.Module) -> bool:
-    return any(weight.requires_grad for weight in module.parameters())
+def _learns(name: str, module: torch.nn.Module, record: Record) -> bool:
+    """Whether some weight of a network is to be estimated: it has no prior, and is not frozen."""
+    return any(w.requires_grad and f"{name}.{key}" not in record.hypers for key, w in module.named_parameters())
 
 
 def checkpoint_of(backend: SVI, problem: Problem, args: tuple[Any, ...], seed: int) -> Checkpoint | None:

@@ -102,9 +102,7 @@ def findings(now: Progress, slope: Slope, evidence: Evidence, settings: Settings
         )
         out.append(HealthRecord("khat", "warn", round(khat, 4), THRESHOLD, "guide", remedy))
     elif evidence.draws < FEWEST:
-        remedy = (
-            f"The data are large, so only {evidence.draws} importance ratios were computed: too few for k-hat."
-        )
+        remedy = f"The data are large, so only {evidence.draws} importance ratios were computed: too few for k-hat."
         out.append(HealthRecord("khat", "info", float("nan"), THRESHOLD, "guide", remedy))
     if beta != 1.0:
         remedy = "The divergence from the prior was weighed by beta, so this is no posterior; beta=1 gives one."

@@ -23,8 +23,9 @@ from pyromix.backends.variational.coordinates import Coordinates
 from pyromix.backends.variational.gaussian import AbstractGaussian
 from pyromix.backends.variational.local import AbstractLocal, LocalPosterior, Target
 from pyromix.backends.variational.objective import AbstractObjective
-from pyromix.backends.variational.rows import Rows
+from pyromix.backends.variational.rows import NODES, Rows
 from pyromix.marginal.plan import Plan, data_of
+from pyromix.results.draws import over_draws
 from pyromix.results.estimate import Draws
 from pyromix.running import Program, Record, run
 
@@ -105,7 +106,7 @@ class Grouped(AbstractObjective):
     def step(self, rows: np.ndarray | None, share: float, seed: int) -> float:
         for module in self.modules:
             module.train()
-        noise = _normal((self.pairs, self.guide.noise_size), seed)
+        noise = normal((self.pairs, self.guide.noise_size), seed)
         args, prepared = self._take(rows)
         passes = [self._pass(args, prepared, self.guide.draw(sign * e), seed) for e in noise for sign in (1.0, -1.0)]
         self._update(passes)
@@ -216,7 +217,7 @@ class Grouped(AbstractObjective):
             local.tables["count"].zero_()
             local.tables["count"] += 1
         for sweep in range(SWEEPS):
-            noise = _normal((1, self.guide.noise_size), seed + sweep)[0]
+            noise = normal((1, self.guide.noise_size), seed + sweep)[0]
             for rows in batches:
                 args, prepared = self._take(rows)
                 self._update([self._pass(args, prepared, self._at(sign * noise)) for sign in (1.0, -1.0)])
@@ -252,17 +253,22 @@ class Grouped(AbstractObjective):
 
     # -- what follows from it ----------------------------------------------------------------------------------------
     def log_weights(self, batches: list[np.ndarray] | None, draws: int, seed: int) -> np.ndarray:
-        noise = _normal((draws, self.guide.noise_size), seed)
-        out = []
+        x = self.guide.draw(normal((draws, self.guide.noise_size), seed)).detach()
+        total = torch.zeros(draws, dtype=torch.float64)
         with torch.no_grad():
-            for x in self.guide.draw(noise):
-                total = torch.zeros((), dtype=torch.float64)
-                for rows in batches or [None]:
-                    at = self._pass(*self._take(rows), x)
-                    total = total + self._data_part(at)
-                divergence = self.guide.log_density(x) - self.coordinates.log_scale - at.log_prior
-                out.append(float(total - self.beta * divergence))
-        return np.array(out)
+            for rows in batches or [None]:
+                args, prepared = self._take(rows)
+                count = len(self.plan.obs) if rows is None else len(rows)
+                found = over_draws(lambda at, a=args, p=prepared: self._parts(a, p, at["x"]), {"x": x}, NODES * count)
+                total = total + found["data"]
+            divergence = torch.stack([self.guide.log_density(row) for row in x])
+            divergence = divergence - self.coordinates.log_scale - found["log_prior"]
+        return (total - self.beta * divergence).numpy()
+
+    def _parts(self, args: tuple[Any, ...], prepared: Any, x: torch.Tensor) -> Draws:
+        """The data's part of the bound and the log prior density, at one x."""
+        at = self._pass(args, prepared, x)
+        return {"data": self._data_part(at), "log_prior": at.log_prior}
 
     def held_out(self, rows: np.ndarray) -> float:
         args, prepared = self._take(rows)
@@ -281,19 +287,25 @@ class Grouped(AbstractObjective):
         return value
 
     def draws(self, count: int, seed: int) -> Draws:
-        x = self.guide.draw(_normal((count, self.guide.noise_size), seed)).detach()
-        generator = torch.Generator().manual_seed(seed + 1)
+        x = self.guide.draw(normal((count, self.guide.noise_size), seed)).detach()
         args = self._few_rows()
-        drawn: list[Draws] = []
+
+        def one(at: Draws) -> Draws:
+            values, _ = self.coordinates.values(at["x"])
+            record = run(self.program, args, values)
+            return values | {f"{k}\0": block.factor(record) for k, block in enumerate(self.blocks)}
+
         with torch.no_grad():
-            for row in x:
-                values, _ = self.coordinates.values(row)
-                record = run(self.program, args, values)
-                for block, local in zip(self.blocks, self.locals, strict=True):
+            drawn = over_draws(one, {"x": x}, len(self.plan.obs) if args is self.args else 1)
+            for k, (block, local) in enumerate(zip(self.blocks, self.locals, strict=True)):
+                factors = drawn.pop(f"{k}\0")
+                u = torch.empty(count, block.levels, block.size, dtype=torch.float64)
+                generator = torch.Generator().manual_seed((seed + 1 + k) % 2**63)
+                for s, (row, factor) in enumerate(zip(x, factors, strict=True)):
                     noise = torch.randn(block.levels, block.size, generator=generator, dtype=torch.float64)
-                    values |= block.split(local.draw(block.factor(record), row[: self.moving], noise))
-                drawn.append(values)
-        return {name: torch.stack([values[name] for values in drawn]) for name in drawn[0]}
+                    u[s] = local.draw(factor, row[: self.moving], noise)
+                drawn |= block.split(u)
+        return drawn
 
     def _few_rows(self) -> tuple[Any, ...]:
         """Arguments of a few rows: the priors of the effects do not depend on which."""
@@ -316,5 +328,6 @@ def _detach(at: Pass) -> Pass:
     )
 
 
-def _normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+def normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Standard normals of a seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed % 2**63), dtype=torch.float64)

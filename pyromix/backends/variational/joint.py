@@ -21,6 +21,7 @@ from pyromix.backends.variational.coordinates import Coordinates
 from pyromix.backends.variational.gaussian import AbstractGaussian
 from pyromix.backends.variational.grouped import NETWORK_RATE
 from pyromix.backends.variational.objective import AbstractObjective
+from pyromix.results.draws import over_draws
 from pyromix.results.estimate import Draws
 from pyromix.running import Program, isolated
 
@@ -141,16 +142,21 @@ class Joint(AbstractObjective):
             module.eval()
 
     def log_weights(self, batches: list[np.ndarray] | None, draws: int, seed: int) -> np.ndarray:
-        out = []
+        x = self._draw(draws, seed)
+        total = torch.zeros(draws, dtype=torch.float64)
         with torch.no_grad():
-            for k, x in enumerate(self._draw(draws, seed)):
-                log_likelihood = torch.zeros((), dtype=torch.float64)
-                for rows in batches or [None]:
-                    log_prior, part, _ = self._run(self._take(rows), x, seed + k)
-                    log_likelihood = log_likelihood + part
-                divergence = self.guide.log_density(x) - self.coordinates.log_scale - log_prior
-                out.append(float(log_likelihood - self.beta * divergence))
-        return np.array(out)
+            for rows in batches or [None]:
+                args = self._take(rows)
+
+                def one(at: Draws, args: tuple[Any, ...] = args) -> Draws:
+                    log_prior, log_likelihood, _ = self._run(args, at["x"], seed)
+                    return {"log_prior": log_prior, "log_likelihood": log_likelihood}
+
+                found = over_draws(one, {"x": x}, self.rows if rows is None else len(rows))
+                total = total + found["log_likelihood"]
+            divergence = torch.stack([self.guide.log_density(row) for row in x])
+            divergence = divergence - self.coordinates.log_scale - found["log_prior"]
+        return (total - self.beta * divergence).numpy()
 
     def _draw(self, count: int, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -159,8 +165,9 @@ class Joint(AbstractObjective):
 
     def draws(self, count: int, seed: int) -> Draws:
         with torch.no_grad():
-            drawn = [self._run(self.args, x, seed)[2] for x in self._draw(count, seed)]
-        return {name: torch.stack([values[name] for values in drawn]) for name in self.coordinates.names}
+            return over_draws(
+                lambda at: self._run(self.args, at["x"], seed)[2], {"x": self._draw(count, seed)}, self.rows
+            )
 
     def held_out(self, rows: np.ndarray) -> float:
         """Log-likelihood of the rows with everything at the guide's centre."""

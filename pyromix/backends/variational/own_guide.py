@@ -160,7 +160,7 @@ def _pair(program: Program, guide: Callable[..., Any], start: Draws) -> tuple[Pr
             return renamed, guide(renamed, init_loc_fn=init_to_value(values=values))
         return renamed, guide(renamed)
     own = copy.deepcopy(guide)
-    own._model = (_Rename()(own.model),)
+    own._model = (_Rename()(guide.model),)  # copies come without it
     return _Rename()(program), own
 
 

@@ -16,6 +16,7 @@ from pyromix.backends.variational.coordinates import Coordinates, Piece
 from pyromix.backends.variational.grouped import Grouped
 from pyromix.compile import log_joint
 from pyromix.errors import NumericalError, UnsupportedError
+from pyromix.marginal import Laplace
 from pyromix.marginal.plan import Plan, make_plan
 from pyromix.running import Program, Record, Site, bijection, run
 
@@ -74,12 +75,12 @@ class JointStart:
 
 
 def joint_start(
-    program: Program, args: tuple[Any, ...], coordinates: Coordinates, objective: Grouped | None
+    program: Program, args: tuple[Any, ...], plan: Plan, coordinates: Coordinates, objective: Grouped | None
 ) -> JointStart:
-    """Effects begin at the groups' Gaussians at the start of the hyper-parameters; without such, at zero."""
+    """Effects begin at the groups' Gaussians at the start of the hyper-parameters; without such, at their mode there."""
     zero = torch.zeros(coordinates.size, dtype=torch.float64)
     record = run(program, args, coordinates.values(zero)[0])
-    found = {} if objective is None else objective.effects_at(zero)
+    found = _modes(program, args, plan, record) if objective is None else objective.effects_at(zero)
     spherical = frozenset(
         name
         for name, site in record.latents.items()
@@ -99,7 +100,10 @@ def joint_start(
             sd = sd / block.square().sum(-1).sqrt()
         origin.append(mean.reshape(-1).detach())
         scale.append(sd.reshape(-1).detach())
-        slopes.append(_movement(program, args, coordinates, objective, name, name in spherical) / scale[-1][:, None])
+        moves = torch.zeros(len(origin[-1]), len(coordinates.head), dtype=torch.float64)
+        if objective is not None:
+            moves = _movement(program, args, coordinates, objective, name, name in spherical)
+        slopes.append(moves / scale[-1][:, None])
     joined = Coordinates(
         (*coordinates.pieces, *(_piece(site) for site in record.latents.values())),
         torch.cat([coordinates.origin, *origin]),
@@ -108,6 +112,26 @@ def joint_start(
     )
     empty = torch.empty(0, len(coordinates.head), dtype=torch.float64)
     return JointStart(joined, spherical, torch.cat([empty, *slopes]))
+
+
+Effects = dict[str, tuple[torch.Tensor, torch.Tensor, float]]
+
+
+def _modes(program: Program, args: tuple[Any, ...], plan: Plan, record: Record) -> Effects:
+    """Conditional modes and SDs by Laplace's approximation, and how much narrower they are than the priors."""
+    if any(site.fn.operator.block is None for site in record.latents.values()):
+        return {}
+    try:
+        with torch.no_grad():
+            conditional = Laplace().bind(program, args, plan).conditional(record)
+            sds = conditional.sd
+    except (NumericalError, UnsupportedError, ArithmeticError, np.linalg.LinAlgError, torch.linalg.LinAlgError):
+        return {}
+    out = {}
+    for name, site in record.latents.items():
+        prior = site.fn.operator.block.detach().square().sum(-1)
+        out[name] = (conditional.mode[name], sds[name], float((prior / sds[name].square() - 1).mean()))
+    return out
 
 
 def _movement(
