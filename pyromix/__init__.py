@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyromix import networks as networks
     from pyromix import testing as testing
     from pyromix.backends import NUTS as NUTS
+    from pyromix.backends import SVI as SVI
     from pyromix.backends import MaximumLikelihood as MaximumLikelihood
     from pyromix.backends import NestedLaplace as NestedLaplace
     from pyromix.backends.training import Training as Training
@@ -59,24 +60,27 @@ if TYPE_CHECKING:
     from pyromix.model import fit as fit
     from pyromix.model import load as load
     from pyromix.model import model as model
+    from pyromix.model import prior_predictive as prior_predictive
     from pyromix.program import observe as observe
     from pyromix.results import Fit as Fit
+    from pyromix.results.agreement import agreement as agreement
 
 __version__ = "0.1.0"
 
 _SUBMODULES = ("datasets", "networks", "testing")
 
 _NAMES: dict[str, tuple[str, ...]] = {
-    "model": ("Model", "fit", "load", "model"),
+    "model": ("Model", "fit", "load", "model", "prior_predictive"),
     "effects": ("LinearEffect", "NeuralEffect", "RandomEffect"),
     "program": ("observe",),
     "covariances": ("IID", "Diagonal", "Unstructured"),
     "families": ("Binomial", "Gaussian", "Poisson"),
     "marginal": ("Exact", "GaussHermite", "Laplace"),
-    "backends": ("MaximumLikelihood", "NUTS", "NestedLaplace"),
+    "backends": ("MaximumLikelihood", "NUTS", "NestedLaplace", "SVI"),
     "backends.training": ("Training",),
     "formula.design": ("Design",),
     "results": ("Fit",),
+    "results.agreement": ("agreement",),
     "errors": (
         "ApproximationWarning",
         "CheckpointError",

@@ -108,9 +108,23 @@ class Latent:
 
 @dataclass(frozen=True)
 class Function:
-    """The output of a module with weights to be learned."""
+    """The output of a module.
+
+    Attributes
+    ----------
+    module
+        The module.
+    random
+        Names of its weights that are sites of their own; the others are estimated.
+    """
 
     module: torch.nn.Module
+    random: frozenset[str] = frozenset()
+
+    def learned(self) -> dict[str, torch.nn.Parameter]:
+        """The weights to be estimated, by name."""
+        weights = self.module.named_parameters()
+        return {name: weight for name, weight in weights if weight.requires_grad and name not in self.random}
 
 
 @dataclass(frozen=True)

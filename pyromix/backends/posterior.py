@@ -44,7 +44,7 @@ def posterior_estimate(
     with torch.no_grad():
         record = run(program, args, first)
     sites: dict[str, Site] = {**record.hypers, **record.plain}
-    weights = sum(w.numel() for module in _modules(record) for w in module.parameters() if w.requires_grad)
+    learned = {id(w): w.numel() for site in record.functions.values() for w in site.role.learned().values()}
     return Estimate(
         kind="draws",
         inference=inference,
@@ -54,7 +54,7 @@ def posterior_estimate(
         covariance={name: _covariance(draws[name]) for name in sites},
         draw=StoredDraws(draws, chains),
         log_likelihood=float("nan"),
-        n_parameters=sum(value.numel() for name, value in first.items() if name in sites) + weights,
+        n_parameters=sum(value.numel() for name, value in first.items() if name in sites) + sum(learned.values()),
         status=status,
         health=health,
         settings=settings,
@@ -78,7 +78,3 @@ def _covariance(draws: torch.Tensor) -> torch.Tensor:
     flat = draws.reshape(len(draws), -1)
     centred = flat - flat.mean(0)
     return centred.T @ centred / max(len(draws) - 1, 1)
-
-
-def _modules(record: Any) -> list[torch.nn.Module]:
-    return list({id(site.role.module): site.role.module for site in record.functions.values()}.values())

@@ -142,6 +142,13 @@ def _fit_arguments(fit: argparse.ArgumentParser) -> None:
     model.add_argument("--precision-weights", metavar="COL", help="column of relative precisions (Gaussian)")
     model.add_argument("--frequency-weights", metavar="COL", help="column of counts: a row stands for so many")
     method = fit.add_argument_group("method")
+    method.add_argument(
+        "--backend",
+        choices=("maximum-likelihood", "nested-laplace", "nuts", "svi"),
+        default="maximum-likelihood",
+        help="a point estimate, or a posterior (default: %(default)s)",
+    )
+    method.add_argument("--draws", type=int, metavar="N", help="posterior draws (NUTS: per chain; default: 1000)")
     method.add_argument("--marginal", help="exact, laplace or gauss-hermite (default: exact where it is, else laplace)")
     method.add_argument("--nodes", type=int, metavar="K", help="nodes a dimension, for gauss-hermite")
     method.add_argument("--criterion", default="ml", help="ml, reml or map (default: %(default)s)")

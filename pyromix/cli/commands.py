@@ -120,7 +120,7 @@ def _family(arguments: Namespace) -> AbstractFamily:
 
 
 def _backend(arguments: Namespace) -> AbstractBackend:
-    from pyromix.backends import MaximumLikelihood
+    from pyromix.backends import NUTS, SVI, MaximumLikelihood, NestedLaplace
     from pyromix.marginal import from_config
 
     nodes = {} if arguments.nodes is None else {"nodes": arguments.nodes}
@@ -129,7 +129,20 @@ def _backend(arguments: Namespace) -> AbstractBackend:
     marginal = None
     if arguments.marginal is not None:
         marginal = from_config({"class": _class_name(arguments.marginal), **nodes})
-    return MaximumLikelihood(marginal, arguments.criterion)
+    if arguments.backend == "maximum-likelihood":
+        if arguments.draws is not None:
+            raise ConfigError("--draws: maximum likelihood makes none; add --backend nested-laplace, nuts or svi.")
+        return MaximumLikelihood(marginal, arguments.criterion)
+    if arguments.criterion != "ml":
+        raise ConfigError(f"--criterion {arguments.criterion}: only for --backend maximum-likelihood.")
+    draws = {} if arguments.draws is None else {"draws": arguments.draws}
+    if arguments.backend == "svi":
+        if marginal is not None:
+            raise ConfigError(
+                f"--marginal {arguments.marginal}: svi approximates the effects' posterior; leave it out."
+            )
+        return SVI(**draws)
+    return (NUTS if arguments.backend == "nuts" else NestedLaplace)(marginal=marginal, **draws)
 
 
 def _class_name(option: str) -> str:

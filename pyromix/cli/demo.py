@@ -1,4 +1,4 @@
-"""``pyromix demo``: two real data sets, linear and neural means, several marginalisers on the same program."""
+"""``pyromix demo``: two real data sets, linear and neural means, several backends on the same program."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from pyromix.backends import AbstractBackend
     from pyromix.model import Model
     from pyromix.results import Fit
+    from pyromix.results.agreement import Agreement
 
 SLEEP = "Reaction ~ Days + (Days | Subject)"
 CONTRACEPTION = "use ~ age + urban + livch + (1 | district)"
-FILES = ("agreement.csv", "contraception.nc", "demo.png", "sleepstudy.nc", "summary.txt")
+FILES = (
+    *("agreement.csv", "contraception.nc", "demo.png", "posteriors.csv", "posteriors.png"),
+    *("sleepstudy.nc", "sleepstudy_nuts.nc", "summary.txt"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,15 @@ def demo(arguments: Namespace) -> int:
         table = _agreement(sleeps, uses)
         print(_aligned(table))
         print(_remark(sleeps, uses))
+        posteriors = _posteriors(sleep[0], arguments.quick)
+        _section("Posteriors: the first program again, sampled in three ways")
+        compared = _compared(reml, posteriors)
+        print(compared)
         _section("New groups: the random effect integrated over its distribution")
         print(_predictions(reml.fit, uses[0].fit))
         with folder.writing() as draft:
             _write(draft, table, reml, sleeps, uses)
+            _write_posteriors(draft, compared, posteriors)
             names = sorted(file.name for file in draft.iterdir())
     _section("Files")
     for name in names:
@@ -110,6 +119,24 @@ def _contraception(models: list[Model], quick: bool) -> list[Run]:
         runs.append(_run("Contraception", "linear", f"GaussHermite({nodes})", linear, backend))
     backend = MaximumLikelihood(Laplace(), training=training)
     return [*runs, _run("Contraception", "neural", "Laplace", neural, backend)]
+
+
+def _posteriors(model: Model, quick: bool) -> list[Run]:
+    from pyromix.backends import NUTS, SVI, NestedLaplace
+
+    size = 100 if quick else 1000
+    return [
+        _run("sleepstudy", "linear", "NestedLaplace", model, NestedLaplace(size)),
+        _run("sleepstudy", "linear", "NUTS", model, NUTS(size, size, chains=2 if quick else 4)),
+        _run("sleepstudy", "linear", "SVI", model, SVI(steps=200 if quick else 1500)),
+    ]
+
+
+def _compared(reml: Run, posteriors: list[Run]) -> Agreement:
+    from pyromix.results.agreement import agreement
+
+    fits = {run.method: run.fit for run in (*posteriors, reml)}
+    return agreement(fits, reference="NUTS")
 
 
 def _run(data: str, mean: str, method: str, model: Model, backend: AbstractBackend) -> Run:
@@ -199,3 +226,11 @@ def _write(folder: Path, table: pd.DataFrame, reml: Run, sleeps: list[Run], uses
     reml.fit.idata.to_netcdf(str(folder / "sleepstudy.nc"))
     uses[0].fit.idata.to_netcdf(str(folder / "contraception.nc"))
     demo_figure(reml.fit, sleeps[-1].fit, uses[0].fit, uses[-1].fit).savefig(folder / "demo.png")
+
+
+def _write_posteriors(folder: Path, compared: Agreement, posteriors: list[Run]) -> None:
+    table = compared.table.copy()
+    table.columns = [" ".join(map(str, column)) for column in table.columns]
+    write_csv(table.reset_index(names="parameter"), folder / "posteriors.csv")
+    compared.plot().savefig(folder / "posteriors.png")
+    posteriors[1].fit.idata.to_netcdf(str(folder / "sleepstudy_nuts.nc"))

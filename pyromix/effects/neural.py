@@ -92,7 +92,7 @@ class NeuralEffect:
                 f"NeuralEffect({self.name!r}): {type(self.module).__name__} returned {value[row].tolist()} at row "
                 f"{row}, the first of its kind; check its inputs for NaN, its weights, and the learning rate."
             )
-        role = Function(self.module)
+        role = Function(self.module, frozenset(self._random_weights()))
         point = Delta(value, event_dim=value.dim()).mask(False)
         return pyro.sample(self.name, point, obs=value, infer=annotate(role, _deterministic=True))
 

@@ -103,7 +103,7 @@ def make_plan(program: Program, args: tuple[Any, ...], seed: int = 0) -> Plan:
         layout=layout,
         affine=_affine(program, args, base, values, seed),
         moving=_moving(program, args, base, seed),
-        modules={name: site.role.module for name, site in base.functions.items() if _learns(site.role.module)},
+        modules={name: site.role.module for name, site in base.functions.items() if site.role.learned()},
         linear=_linear(program, args, base, values, seed),
         obs=obs,
         trials=trials,
@@ -200,10 +200,6 @@ def _linear(
     moved = data_of(run(program, args, {**values, **{n: values[n] + step for n, step in steps.items()}})).eta - origin
     declared = sum(designs[n] @ step for n, step in steps.items())
     return designs if _close(moved, declared, origin) else {}
-
-
-def _learns(module: torch.nn.Module) -> bool:
-    return any(weight.requires_grad for weight in module.parameters())
 
 
 def _moving(program: Program, args: tuple[Any, ...], base: Record, seed: int) -> bool:
