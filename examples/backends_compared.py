@@ -82,11 +82,11 @@ def save(figure: Any, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> dict[str, pmx.Fit]:
     """Fit, compare, draw."""
     parser = argparse.ArgumentParser(description="One model by every backend, compared.")
-    parser.add_argument("--draws", type=int, default=1000, help="draws of each chain")
+    parser.add_argument("--draws", type=int, default=500, help="draws of each chain")
     parser.add_argument("--out", type=Path, help="folder for plots and netCDF files; without, none are written")
     given = parser.parse_args(arguments)
     fits = fit_all(given.draws)
-    print(f"\n{agreement(fits)}\n")
+    print(f"\n{agreement(fits, reference='NUTS' if 'NUTS' in fits else None)}\n")
     with warnings.catch_warnings(), pd.option_context("display.width", 120, "display.max_columns", 20):
         warnings.simplefilter("ignore")  # rows with a large k-hat are in the table; deprecations are ArviZ's own
         for name, fit in fits.items():
