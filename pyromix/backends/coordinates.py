@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 
 from pyromix.backends.hyper_posterior import HyperPosterior, Mode
 from pyromix.compile import Potential
-from pyromix.linalg.affine import AbstractRoot, DenseRoot, DiagonalRoot, root_of_inverse
+from pyromix.marginal.roots import AbstractRoot, DenseRoot, DiagonalRoot, root_of_inverse
 from pyromix.running import Record, run
 
 Density = Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -25,6 +25,7 @@ STEP = 0.5  # posterior SDs of the hyper-parameters, over which the effects' mov
 RICH = 0.3  # conditional over prior variance, below which an effect is sampled centred
 MAX_DENSE = 400  # unknowns of a program whose joint Hessian is taken
 FAR = 50.0  # from the start, on the unconstrained scale: a mode out there is none
+TRIALS = 64  # points at which the Gaussian at a mode is compared with the density
 FLATTEST = 1e-8  # smallest eigenvalue of a Hessian, relative to the largest, that is used
 
 
@@ -174,17 +175,29 @@ def _centred_scales(potential: Potential, record: Record) -> tuple[tuple[slice, 
 
 # -- from the joint density -------------------------------------------------------------------------------------------
 def plain_coordinates(potential: Potential, density: Density) -> Coordinates:
-    """Coordinates from designs of linear coefficients, then from a mode of the joint density if it has a fair one."""
+    """Coordinates from designs of linear coefficients, then from a mode of the joint density if it has a fair one.
+
+    The joint mode of a hierarchical program is a spike at zero variance, or far from where the probability is; a chain
+    that starts there stays there. So the Gaussian at the mode is tried before it is used.
+    """
     first = Coordinates(np.zeros(potential.size), _design_root(potential))
+    if potential.size > MAX_DENSE:
+        return first
     start = first.density(density)
     found = _climb(start, potential.size)
-    if found is None or potential.size > MAX_DENSE:
-        return first if found is None else Coordinates(first.z(found), first.root)
-    root = _hessian_root(start, found)
-    if root is None:
-        return Coordinates(first.z(found), first.root)
+    root = None if found is None else _hessian_root(start, found)
+    if found is None or root is None:
+        return first
     columns = np.stack([first.root.times(column) for column in root.T], axis=1)
-    return Coordinates(first.z(found), DenseRoot(columns))
+    white = Coordinates(first.z(found), DenseRoot(columns))
+    return white if _nearly_white(white.density(density), potential.size) else first
+
+
+def _nearly_white(density: Density, size: int) -> bool:
+    """Whether the log density differs little from that of white noise where white noise is."""
+    trials = np.random.default_rng(0).standard_normal((TRIALS, size))
+    difference = np.array([density(w)[0] + 0.5 * w @ w for w in trials])
+    return bool(np.isfinite(difference).all()) and difference.std() < 1 + np.sqrt(size)
 
 
 def _design_root(potential: Potential) -> AbstractRoot:

@@ -1,0 +1,51 @@
+"""Coordinates of plain Pyro programs: white at a mode that stands for the posterior, untouched where none does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from pyromix.backends.targets import JointTarget, joint_target
+
+
+def f64(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def target(program: object, *args: torch.Tensor) -> JointTarget:
+    return joint_target(program, args, None, "auto", evaluations=1, progress=False)
+
+
+def centred(y: torch.Tensor) -> None:
+    """Its joint density has no bound: it grows as sd falls to zero and every effect to mu."""
+    mu = pyro.sample("mu", dist.Normal(f64(0.0), f64(5.0)))
+    sd = pyro.sample("sd", dist.HalfCauchy(f64(5.0)))
+    with pyro.plate("groups", len(y)):
+        u = pyro.sample("u", dist.Normal(mu, sd))
+        pyro.sample("y", dist.Normal(u, f64(12.0)), obs=y)
+
+
+def line(x: torch.Tensor, y: torch.Tensor) -> None:
+    """Coefficients on very different scales, one of them all but a multiple of another."""
+    a, b, c = (pyro.sample(name, dist.Normal(f64(0.0), f64(1e3))) for name in "abc")
+    sd = pyro.sample("sd", dist.HalfNormal(f64(1e3)))
+    mean = a + b * x + c * (1e3 * x + x**2)
+    pyro.sample("y", dist.Normal(mean, sd).to_event(1), obs=y)
+
+
+def test_a_spike_is_no_place_to_start_from() -> None:
+    found = target(centred, torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=torch.float64))
+    assert np.array_equal(found.coordinates.z(np.zeros(found.size)), np.zeros(found.size))
+    assert np.array_equal(found.coordinates.z(np.ones(found.size)), np.ones(found.size))
+
+
+def test_a_regression_becomes_white_noise() -> None:
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=60))
+    found = target(line, x, 3 + 2 * x + torch.from_numpy(rng.normal(size=60)))
+    values = [found.density(w)[0] + 0.5 * w @ w for w in rng.standard_normal((50, 4))]
+    assert np.std(values) < 1.0  # zero for a Gaussian; sd makes it a Student's t
+    raw = found.potential.values(torch.from_numpy(found.coordinates.centre))
+    assert abs(float(raw["b"] + 1e3 * raw["c"]) - 2) < 0.5
