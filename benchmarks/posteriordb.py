@@ -28,10 +28,10 @@ def backends(posterior: Posterior, form: str, kinds: Sequence[str]) -> Iterator[
 
     marginals = posterior.forms[form].marginals
     if "joint" in kinds:
-        yield "NUTS", nuts(posterior.id)
+        yield "NUTS", nuts(posterior.id, form)
     if "marginal" in kinds:
         for name in marginals:
-            yield f"NUTS(marginal={name}())", nuts(posterior.id, getattr(pmx, name)())
+            yield f"NUTS(marginal={name}())", nuts(posterior.id, form, getattr(pmx, name)())
     if "nested" in kinds and marginals:
         yield "NestedLaplace", pmx.NestedLaplace(draws=10_000)
 

@@ -90,14 +90,14 @@ def test_nuts_in_seconds() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("posterior", "form"), FORMS)
 def test_nuts(posterior: Posterior, form: str) -> None:
-    assert measure(posterior, form, nuts(posterior.id)).problems() == []
+    assert measure(posterior, form, nuts(posterior.id, form)).problems() == []
 
 
 @pytest.mark.statistical
 @pytest.mark.slow
 @pytest.mark.parametrize(("posterior", "form", "marginal"), MARGINALS)
 def test_nuts_with_the_effects_integrated_out(posterior: Posterior, form: str, marginal: str) -> None:
-    assert measure(posterior, form, nuts(posterior.id, getattr(pmx, marginal)())).problems() == []
+    assert measure(posterior, form, nuts(posterior.id, form, getattr(pmx, marginal)())).problems() == []
 
 
 @pytest.mark.statistical
