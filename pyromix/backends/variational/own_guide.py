@@ -159,9 +159,19 @@ def _pair(program: Program, guide: Callable[..., Any], start: Draws) -> tuple[Pr
         if values and "init_loc_fn" in inspect.signature(guide).parameters:
             return renamed, guide(renamed, init_loc_fn=init_to_value(values=values))
         return renamed, guide(renamed)
+    return _Rename()(program), _copied(guide)
+
+
+def _copied(guide: AutoGuide) -> AutoGuide:
+    """A copy of an automatic guide, on renamed sites; copying takes the program from both, so both get theirs back."""
+    models = [getattr(part, "_model", None) for part in guide.modules()]
+    masters = [getattr(part, "master", None) for part in guide.modules()]
     own = copy.deepcopy(guide)
-    own._model = (_Rename()(guide.model),)  # copies come without it
-    return _Rename()(program), own
+    for part, mine, model, master in zip(guide.modules(), own.modules(), models, masters, strict=True):
+        if isinstance(part, AutoGuide):
+            part._model, part.master = model, master
+            mine._model = None if model is None else (_Rename()(model[0]),)
+    return own
 
 
 def _latent(trace: Any) -> Iterator[tuple[str, Any]]:

@@ -77,7 +77,7 @@ class JointStart:
 def joint_start(
     program: Program, args: tuple[Any, ...], plan: Plan, coordinates: Coordinates, objective: Grouped | None
 ) -> JointStart:
-    """Effects begin at the groups' Gaussians at the start of the hyper-parameters; without such, at their mode there."""
+    """Effects begin at the groups' Gaussians where the hyper-parameters begin; without such, at their mode there."""
     zero = torch.zeros(coordinates.size, dtype=torch.float64)
     record = run(program, args, coordinates.values(zero)[0])
     found = _modes(program, args, plan, record) if objective is None else objective.effects_at(zero)
