@@ -25,6 +25,7 @@ from pyromix.marginal import AbstractMarginal, Exact, Laplace
 from pyromix.marginal.base import BoundMarginal
 from pyromix.marginal.correction import corrected
 from pyromix.marginal.plan import Plan, data_of
+from pyromix.marginal.traced import TracedRuns, trace_runs
 from pyromix.running import Program, Record, Site, run
 
 STEEPEST = 1e6  # posterior SDs: a direction in which the curvature at the mode is less than this is taken as flat
@@ -57,10 +58,39 @@ class HyperPosterior:
         self.bound: BoundMarginal = self._search.bound
         self.size = self.objective.chart.size
 
+        self._traced: TracedRuns | None = None
+
+    def trace(self) -> None:
+        """From now on run a traced graph in place of the program, if it can be traced: for many evaluations."""
+        search = self._search
+        if self._traced is None and search.plan.affine and not search.plan.moving:
+            self._traced = trace_runs(search.program, search.args, self._values, search.log_jacobian, self.size)
+
     def __call__(self, t: np.ndarray) -> tuple[float, np.ndarray]:
         """Log density and gradient; -inf with a zero gradient where it cannot be computed."""
-        loss, gradient = self.objective(t)
-        return (-np.inf, np.zeros(self.size)) if loss >= FAR else (-loss, -gradient)
+        point = torch.from_numpy(np.array(t)).requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                record, log_prior = self._run(point)
+                value = self.bound.log_marginal(record) + log_prior
+                (gradient,) = torch.autograd.grad(value, point)
+        except NumericalError as error:
+            self.objective.failure = str(error)
+            return -np.inf, np.zeros(self.size)
+        slope = gradient.numpy()
+        good = bool(torch.isfinite(value)) and bool(np.isfinite(slope).all())
+        return (float(value.detach()), slope) if good else (-np.inf, np.zeros(self.size))
+
+    def _values(self, t: torch.Tensor) -> dict[str, torch.Tensor]:
+        objective = self.objective
+        return objective.chart.values(torch.from_numpy(objective.origin) + torch.from_numpy(objective.unit) * t)
+
+    def _run(self, t: torch.Tensor) -> tuple[Record, torch.Tensor]:
+        """A run with the effects at zero, and the log prior density of the coordinates."""
+        if self._traced is not None:
+            return self._traced(t)
+        record = run(self._search.program, self._search.args, self._values(t))
+        return record, self._search.log_prior(record)
 
     @property
     def log_volume(self) -> float:
@@ -81,14 +111,14 @@ class HyperPosterior:
     def record(self, t: np.ndarray) -> Record:
         """A run of the program there, with the effects at zero."""
         with torch.no_grad():
-            return self.objective.record(self.objective.flat(t))
+            return self._run(torch.from_numpy(np.array(t)))[0]
 
     def log_density(self, t: np.ndarray) -> tuple[float, Record | None]:
         """Log density without its gradient, and the run of the program it was computed from."""
         try:
-            record = self.record(t)
             with torch.no_grad():
-                value = self.bound.log_marginal(record) + self._search.log_prior(record)
+                record, log_prior = self._run(torch.from_numpy(np.array(t)))
+                value = self.bound.log_marginal(record) + log_prior
         except NumericalError as error:
             self.objective.failure = str(error)
             return -np.inf, None
@@ -109,15 +139,15 @@ class HyperPosterior:
         NumericalError
             The density cannot be computed there.
         """
-        record = self.record(t)
         with torch.no_grad():
+            record, log_prior = self._run(torch.from_numpy(np.array(t)))
             if correct:
                 found = corrected(self.bound, record, correct, generator)
                 value, effects = found.log_marginal, found.effects
             else:
                 value, conditional = self.bound.evaluate(record)
                 effects = {name: x[0] for name, x in conditional.draw(1, generator, {}).items()}
-            value += float(self._search.log_prior(record))
+            value += float(log_prior)
         return value, {**{name: site.value for name, site in record.hypers.items()}, **effects}
 
     @property
@@ -199,19 +229,19 @@ class _PosteriorSearch(Search):
 
     def log_prior(self, record: Record) -> torch.Tensor:
         """Log prior density of the unconstrained coordinates, up to the constant of linear ones."""
-        return record.log_prior() + _log_jacobian({name: record.hypers[name] for name in self.sites}, self._support)
+        return record.log_prior() + self.log_jacobian({name: record.hypers[name].value for name in self.sites})
 
-
-def _log_jacobian(sites: Mapping[str, Site], support: Callable[[Site], constraints.Constraint]) -> torch.Tensor:
-    total = torch.zeros((), dtype=torch.float64)
-    for site in sites.values():
-        where = support(site)
-        if where is constraints.positive:
-            total = total + site.value.log().sum()
-        elif where is not constraints.real:
-            transform = biject_to(where)
-            total = total + transform.log_abs_det_jacobian(transform.inv(site.value), site.value).sum()
-    return total
+    def log_jacobian(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """``log |d theta / dz|`` of the natural unconstrained scale."""
+        total = torch.zeros((), dtype=torch.float64)
+        for name, value in values.items():
+            where = self._support(self.sites[name])
+            if where is constraints.positive:
+                total = total + value.log().sum()
+            elif where is not constraints.real:
+                transform = biject_to(where)
+                total = total + transform.log_abs_det_jacobian(transform.inv(value), value).sum()
+        return total
 
 
 def _inverse_root(hessian: np.ndarray) -> tuple[np.ndarray, int]:

@@ -112,7 +112,11 @@ def _chain(values: Any, stats: Any, tune: int, size: int) -> Chain:
 
     table = pyarrow.record_batch(stats)
     z = pyarrow.record_batch(values).column("z").flatten().to_numpy().reshape(-1, size)
-    columns = {ours: table.column(name).to_numpy(zero_copy_only=False) for name, ours in STATS.items()}
+    columns = {ours: _signed(table.column(name).to_numpy(zero_copy_only=False)) for name, ours in STATS.items()}
     steps = int(columns["n_steps"].sum())
     kept = {name: np.ascontiguousarray(column[tune:]) for name, column in columns.items()}
     return Chain(np.ascontiguousarray(z[tune:]), kept, steps)
+
+
+def _signed(column: np.ndarray) -> np.ndarray:
+    return column.astype(np.int64) if column.dtype.kind == "u" else column

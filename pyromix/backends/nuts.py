@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from pyromix.backends import nutpie_engine, pyro_engine, workers
@@ -18,18 +19,19 @@ from pyromix.backends.nutpie_engine import Chain
 from pyromix.backends.posterior import posterior_estimate
 from pyromix.backends.quasi_newton import PATIENCE
 from pyromix.backends.targets import AbstractTarget, joint_target, marginal_target
-from pyromix.backends.trained_weights import train_weights
-from pyromix.backends.training import Training, evaluating, modules_of
+from pyromix.backends.trained_weights import held, train_weights
+from pyromix.backends.training import Trained, Training, evaluating, modules_of
 from pyromix.errors import ConfigError, UnsupportedError
-from pyromix.marginal import AbstractMarginal
+from pyromix.marginal import AbstractMarginal, Exact
 from pyromix.marginal.plan import Plan, make_plan
 from pyromix.results.declared import dimension_labels
 from pyromix.results.diagnostics import posterior_status, sampler_findings
-from pyromix.results.estimate import Estimate
+from pyromix.results.estimate import Draws, Estimate
 from pyromix.running import Program, run
 
 ENGINES = {"nutpie": nutpie_engine.sample_chain, "pyro": pyro_engine.sample_chain}
 PARAMETRISATIONS = ("auto", "centered", "noncentered")
+TUNE, TUNE_NEAR = 1000, 400
 STEPS = 12  # evaluations expected for a draw, by which the way of evaluating is chosen
 
 
@@ -46,7 +48,8 @@ class NUTS(AbstractBackend):
     Parameters
     ----------
     draws, tune
-        Draws kept, and draws of adaptation before them, per chain.
+        Draws kept, and draws of adaptation before them, per chain; by default 400 of these where the coordinates come
+        from the mode of the hyper-parameters' posterior, 1000 where not.
     chains
         Number of chains, each in a process of its own.
     marginal
@@ -82,7 +85,7 @@ class NUTS(AbstractBackend):
     def __init__(
         self,
         draws: int = 1000,
-        tune: int = 1000,
+        tune: int | None = None,
         chains: int = 4,
         marginal: AbstractMarginal | None = None,
         engine: str = "nutpie",
@@ -100,7 +103,7 @@ class NUTS(AbstractBackend):
             )
         counts = {"draws": draws, "tune": tune, "chains": chains, "cores": cores, "max_depth": max_depth}
         for name, value in counts.items():
-            if name == "cores" and value is None:
+            if name in ("cores", "tune") and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"NUTS({name}={value!r}): must be a positive integer.")
@@ -122,43 +125,48 @@ class NUTS(AbstractBackend):
         with evaluating(modules):
             begun = time.perf_counter()
             plan = self._plan(program, args, seed)
-            target = self._target(program, args, plan, seed, progress)
-            ready = time.perf_counter()
-            kept = None
-            if self.checkpoint is not None:
-                kept = Checkpoint(
-                    self.checkpoint, identity({**self._settings(), "seed": seed}, modules, plan, args), 0.0
-                )
-            cores = self.cores or min(self.chains, workers.default_cores())
-            chains = _Run(self, target, seed, progress, cores, kept).chains()
-            sampled = time.perf_counter()
-            w = np.concatenate([chain.draws for chain in chains])
-            with tqdm(total=len(w), desc="effects", disable=not progress, delay=PATIENCE, leave=False) as bar:
-                draws = target.draws(w, seed, self.cores or workers.default_cores(), bar.update)
-            stats = {name: np.stack([chain.stats[name] for chain in chains]) for name in chains[0].stats}
-            labels = dimension_labels(run(program, args, {name: value[0] for name, value in draws.items()}))
-            health = sampler_findings(draws, self.chains, stats, labels)
+            trained = self._train(program, args, plan, seed, progress)
+            with held(modules.values()):
+                target = self._target(program, args, plan, trained, progress)
+                ready = time.perf_counter()
+                run = _Run(self, target, seed, progress, self._kept(modules, plan, args, seed))
+                chains = run.chains()
+                sampled = time.perf_counter()
+                draws = run.draws(chains)
             settings = {
                 **self._settings(),
                 **target.note,
-                "exact": self.marginal is None,
+                "exact": self.marginal is None or isinstance(self.marginal, Exact),
                 "evaluations": sum(chain.evaluations for chain in chains),
                 "setup_time": ready - begun,
                 "sampling_time": sampled - ready,
-                "tuning_steps": self.tune,
+                "tuning_steps": run.tune,
             }
-            inference = "NUTS" if self.marginal is None else f"NUTS, {self.marginal.label}"
-            return posterior_estimate(
-                program,
-                args,
-                draws,
-                chains=self.chains,
-                inference=inference,
-                settings=settings,
-                status=posterior_status(health),
-                health=health,
-                sample_stats=stats,
-            )
+            return self._report(program, args, draws, chains, settings)
+
+    def _report(
+        self, program: Program, args: tuple[Any, ...], draws: Draws, chains: list[Chain], settings: dict[str, Any]
+    ) -> Estimate:
+        stats = {name: np.stack([chain.stats[name] for chain in chains]) for name in chains[0].stats}
+        with torch.no_grad():
+            labels = dimension_labels(run(program, args, {name: value[0] for name, value in draws.items()}))
+        health = sampler_findings(draws, self.chains, stats, labels)
+        return posterior_estimate(
+            program,
+            args,
+            draws,
+            chains=self.chains,
+            inference="NUTS" if self.marginal is None else f"NUTS, {self.marginal.label}",
+            settings=settings,
+            status=posterior_status(health),
+            health=health,
+            sample_stats=stats,
+        )
+
+    def _kept(self, modules: Any, plan: Plan | None, args: tuple[Any, ...], seed: int) -> Checkpoint | None:
+        if self.checkpoint is None:
+            return None
+        return Checkpoint(self.checkpoint, identity({**self._settings(), "seed": seed}, modules, plan, args), 0.0)
 
     def _plan(self, program: Program, args: tuple[Any, ...], seed: int) -> Plan | None:
         """The program's structure; ``None`` for one that only a sampler of all sites takes."""
@@ -169,17 +177,21 @@ class NUTS(AbstractBackend):
                 raise
             return None
 
-    def _target(
+    def _train(
         self, program: Program, args: tuple[Any, ...], plan: Plan | None, seed: int, progress: bool
+    ) -> Trained | None:
+        if plan is None or not plan.modules:
+            return None
+        marginal = self.marginal or default_marginal(program, args, plan)
+        return train_weights(program, args, plan, marginal, self.training, seed, progress)
+
+    def _target(
+        self, program: Program, args: tuple[Any, ...], plan: Plan | None, trained: Trained | None, progress: bool
     ) -> AbstractTarget:
-        trained = None
-        if plan is not None and plan.modules:
-            used = self.marginal or default_marginal(program, args, plan)
-            trained = train_weights(program, args, plan, used, self.training, seed, progress)
         if self.marginal is not None:
             return marginal_target(self.marginal, program, args, plan, trained, progress)
-        total = self.chains * (self.draws + self.tune) * STEPS
         cores = min(self.cores or workers.default_cores(), self.chains)
+        total = self.chains * (self.draws + (self.tune or TUNE)) * STEPS
         return joint_target(program, args, plan, self.parametrisation, max(1, total // cores), progress)
 
     def _settings(self) -> dict[str, Any]:
@@ -200,24 +212,27 @@ class _Run:
     """All chains of one fit."""
 
     def __init__(
-        self, backend: NUTS, target: AbstractTarget, seed: int, progress: bool, cores: int, kept: Checkpoint | None
+        self, backend: NUTS, target: AbstractTarget, seed: int, progress: bool, kept: Checkpoint | None
     ) -> None:
-        self.backend, self.target, self.seed, self.progress = backend, target, seed, progress
-        self.cores, self.kept = cores, kept
+        self.backend, self.target, self.seed, self.progress, self.kept = backend, target, seed, progress, kept
+        self.cores = backend.cores or workers.default_cores()
+        self.tune = backend.tune or (TUNE_NEAR if target.near else TUNE)
         self.done: dict[int, Chain] = self._saved()
 
+    def draws(self, chains: list[Chain]) -> Draws:
+        """Values of all sites, chain after chain."""
+        w = np.concatenate([chain.draws for chain in chains])
+        hidden = not self.progress
+        with tqdm(total=len(w), desc="effects", disable=hidden, delay=PATIENCE, leave=False) as bar:
+            return self.target.draws(w, self.seed, self.cores, bar.update)
+
     def chains(self) -> list[Chain]:
+        """Every chain, those that were saved among them."""
         missing = [k for k in range(self.backend.chains) if k not in self.done]
-        length = self.backend.tune + self.backend.draws
+        length = self.tune + self.backend.draws
         at, divergences = dict.fromkeys(missing, 0), dict.fromkeys(missing, 0)
-        with tqdm(
-            total=len(missing) * length,
-            desc="NUTS",
-            unit=" draws",
-            disable=not self.progress,
-            delay=PATIENCE,
-            leave=False,
-        ) as bar:
+        total, hidden = len(missing) * length, not self.progress
+        with tqdm(total=total, desc="NUTS", unit=" draws", disable=hidden, delay=PATIENCE, leave=False) as bar:
 
             def message(task: int, news: tuple[int, int]) -> None:
                 k = missing[task]
@@ -242,7 +257,7 @@ class _Run:
                 self.target.density,
                 self.target.start(rng),
                 draws=backend.draws,
-                tune=backend.tune,
+                tune=self.tune,
                 seed=int(rng.integers(2**62)),
                 target_accept=backend.target_accept,
                 max_depth=backend.max_depth,

@@ -44,8 +44,11 @@ class AbstractTarget(ABC):
         Their number.
     note
         What a user should know of how it is evaluated.
+    near
+        Whether the coordinates are those of the posterior's approximation at a mode, so that little is left to adapt.
     """
 
+    near: bool = False
     size: int
     note: dict[str, Any]
 
@@ -80,10 +83,13 @@ class AbstractTarget(ABC):
 class MarginalTarget(AbstractTarget):
     """The hyper-parameters, with the effects integrated out."""
 
+    near = True
+
     def __init__(self, posterior: HyperPosterior, mode: Mode) -> None:
         self.posterior, self.mode, self.size = posterior, mode, posterior.size
+        posterior.trace()
         self.prepare = WarmStart(posterior, mode)
-        self.note = {"evaluated": "eager", "parametrisation": "marginal"}
+        self.note: dict[str, Any] = {}
 
     def _t(self, w: np.ndarray) -> np.ndarray:
         return self.mode.t + self.mode.root @ w
@@ -176,4 +182,6 @@ def _nested(
     rich = {"auto": RICH, "centered": np.inf, "noncentered": -np.inf}[parametrisation]
     potential = Potential(program, args, [name for name in plan.latents if share[name] >= rich])
     coordinates = nested_coordinates(potential, posterior, mode)
-    return JointTarget(potential, lambda density: coordinates, evaluations)
+    target = JointTarget(potential, lambda density: coordinates, evaluations)
+    target.near = True
+    return target

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from pyromix.backends.maximum_likelihood import MaximumLikelihood
 from pyromix.backends.training import Trained, Training
@@ -27,3 +31,16 @@ def train_weights(
     if not plan.modules:
         return None
     return MaximumLikelihood(marginal, criterion="map", training=training).train(program, args, plan, seed, progress)
+
+
+@contextmanager
+def held(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Keep the weights out of gradients; they are as they were afterwards."""
+    weights = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)

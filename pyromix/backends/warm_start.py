@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from pyromix.backends.hyper_posterior import HyperPosterior, Mode
-from pyromix.linalg.block import Arrays
 from pyromix.marginal.base import BoundMarginal
 from pyromix.marginal.laplace import BoundLaplace
 from pyromix.marginal.quadrature import BoundQuadrature
+
+Arrays = list[np.ndarray]
 
 STEP = 0.5  # posterior standard deviations
 COARSE = 1e-10  # decrement: the log marginal is then right to some 1e-5

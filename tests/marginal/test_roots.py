@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from pyromix.linalg import affine
 from pyromix.linalg.block import Layout, Slot, Term
 from pyromix.linalg.factor import Factor
+from pyromix.marginal import roots
 
 
 def crossed(rng: np.random.Generator, sizes: tuple[int, ...], qs: tuple[int, ...], rows: int = 60) -> Factor:
@@ -38,7 +38,7 @@ def dense_inverse(factor: Factor) -> np.ndarray:
 )
 def test_bordered_root(rng: np.random.Generator, sizes: tuple[int, ...], qs: tuple[int, ...]) -> None:
     factor = crossed(rng, sizes, qs)
-    root = affine.BorderedRoot.of(factor)
+    root = roots.BorderedRoot.of(factor)
     size = sum(s * q for s, q in zip(sizes, qs, strict=True))
     dense = np.stack([root.times(row) for row in np.eye(size)], axis=1)
     assert_allclose(dense @ dense.T, dense_inverse(factor), atol=1e-12)
@@ -47,15 +47,15 @@ def test_bordered_root(rng: np.random.Generator, sizes: tuple[int, ...], qs: tup
 
 
 def test_too_large_a_border_is_left_to_the_diagonal(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(affine, "MAX_BORDER", 2)
+    monkeypatch.setattr(roots, "MAX_BORDER", 2)
     factor = crossed(rng, (9, 4), (1, 1))
     sd = [np.full((9, 1), 2.0), np.full((4, 1), 3.0)]
-    root = affine.root_of_inverse(factor, sd)
+    root = roots.root_of_inverse(factor, sd)
     assert_allclose(root.times(np.ones(13)), [2.0] * 9 + [3.0] * 4)
     assert_allclose(root.transposed(np.ones(13)), [2.0] * 9 + [3.0] * 4)
 
 
 def test_dense_root_is_a_matrix(rng: np.random.Generator) -> None:
     matrix, x = rng.normal(size=(4, 4)), rng.normal(size=4)
-    assert_allclose(affine.DenseRoot(matrix).times(x), matrix @ x)
-    assert_allclose(affine.DenseRoot(matrix).transposed(x), matrix.T @ x)
+    assert_allclose(roots.DenseRoot(matrix).times(x), matrix @ x)
+    assert_allclose(roots.DenseRoot(matrix).transposed(x), matrix.T @ x)
