@@ -210,6 +210,20 @@ def test_missing_values_are_refused_or_dropped(tmp_path: Path, capsys: pytest.Ca
     assert "Number of obs: 179" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("backend", ["nested-laplace", "svi"])
+def test_posteriors_from_the_command_line(
+    backend: str, sleepstudy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "posterior"
+    assert cli.main(["fit", FORMULA, str(sleepstudy), "--backend", backend, "--draws", "100", "-o", str(out)]) == 0
+    fitted = pmx.load(out / "fit.pyromix")
+    assert fitted.estimate.kind == "draws" and fitted.n_draws == 100
+    days = fitted.fixed_effects().loc["Days"]
+    assert abs(days["estimate"] - 10.47) < 1.5  # one posterior SD
+    assert cli.main(["summary", str(out / "fit.pyromix")]) == 0
+    assert "Days" in capsys.readouterr().out
+
+
 BAD_FITS = [
     (["y ~ x + (1 | g"], "formula: "),
     ([FORMULA, "--family", "gamma"], "unknown family 'Gamma'; choose one of"),
@@ -217,6 +231,9 @@ BAD_FITS = [
     ([FORMULA, "--marginal", "saddle-point"], "unknown marginaliser 'SaddlePoint'"),
     ([FORMULA, "--marginal", "laplace", "--nodes", "3"], "--nodes 3: only for --marginal gauss-hermite."),
     ([FORMULA, "--criterion", "aic"], "unknown criterion"),
+    ([FORMULA, "--draws", "5"], "maximum likelihood makes none"),
+    ([FORMULA, "--backend", "nuts", "--criterion", "reml"], "only for --backend maximum-likelihood"),
+    ([FORMULA, "--backend", "svi", "--marginal", "exact"], "svi integrates nothing out"),
     (["Reaction ~ Day + (1 | Subject)"], "sleepstudy.csv:1: no column 'Day'; did you mean 'Days'? Columns: "),
     ([FORMULA, "--offset", "exposure"], "sleepstudy.csv:1: no column 'exposure'"),
     ([FORMULA, "--categorical", "Day"], "sleepstudy.csv:1: no column 'Day'"),
