@@ -88,8 +88,8 @@ def settings_of(name: str, options: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     options = parser().parse_args(argv)
-    if options.count < 20 or options.cores < 1:
-        parser().error("--count must be at least 20, --cores at least 1")
+    if options.count < 10 or options.cores < 1:
+        parser().error("--count must be at least 10, --cores at least 1")
     try:
         good = [(_bugs if options.bugs is not None else _families)(name, options) for name in options.backend]
     except PyromixError as error:

@@ -116,6 +116,9 @@ def simulate(problem: Problem, sampler: Sampler, number: int, seed: int = 0) -> 
     except Exception as error:  # of any class: a calibration goes on, and reports the fits that failed
         return out | {"error": f"{type(error).__name__}: {error}"}
     out["cpu"] = round(time.process_time() - begun, 3)
+    missing = sorted(set(truth) - set(found.draws))
+    if missing:
+        raise ConfigError(f"simulation-based calibration: the fit has no draws of {missing[0]!r}, which has a prior.")
     values = {name: torch.cat([value[None], found.draws[name]]) for name, value in truth.items()}
     return out | _ranked(quantities(problem.program, data, values), found, rng)
 
