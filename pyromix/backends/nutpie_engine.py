@@ -65,7 +65,7 @@ def sample_chain(
     report
         Called now and then with the draws made and the divergences met.
     """
-    from nutpie import _lib  # type: ignore[attr-defined]
+    from nutpie import _lib
     from nutpie.compiled_pyfunc import from_pyfunc
 
     size = len(start)

@@ -107,12 +107,12 @@ class NUTS(AbstractBackend):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"NUTS({name}={value!r}): must be a positive integer.")
-        for name, value, allowed in (
+        for name, chosen, allowed in (
             ("engine", engine, tuple(ENGINES)),
             ("parametrisation", parametrisation, PARAMETRISATIONS),
         ):
-            if value not in allowed:
-                raise ConfigError(f"NUTS({name}={value!r}): choose one of {', '.join(map(repr, allowed))}.")
+            if chosen not in allowed:
+                raise ConfigError(f"NUTS({name}={chosen!r}): choose one of {', '.join(map(repr, allowed))}.")
         if isinstance(target_accept, bool) or not isinstance(target_accept, float) or not 0 < target_accept < 1:
             raise ConfigError(f"NUTS(target_accept={target_accept!r}): must lie between 0 and 1, e.g. 0.9.")
         self.draws, self.tune, self.chains, self.marginal = draws, tune, chains, marginal
@@ -188,7 +188,7 @@ class NUTS(AbstractBackend):
     def _target(
         self, program: Program, args: tuple[Any, ...], plan: Plan | None, trained: Trained | None, progress: bool
     ) -> AbstractTarget:
-        if self.marginal is not None:
+        if self.marginal is not None and plan is not None:
             return marginal_target(self.marginal, program, args, plan, trained, progress)
         cores = min(self.cores or workers.default_cores(), self.chains)
         total = self.chains * (self.draws + (self.tune or TUNE)) * STEPS

@@ -26,20 +26,20 @@ class WarmStart:
         self.mode = mode
         self.laplace = _laplace(posterior.bound)
         self.inverse = np.linalg.inv(mode.root) if len(mode.root) else mode.root
-        self.origin: Arrays | None = None
+        self.origin: Arrays = []
         self.slopes: Arrays = []
         if self.laplace is None:
             return
         self.laplace.forget()
-        self.origin = self._at(posterior, mode.t)
+        self.origin = _mode(self.laplace, posterior, mode.t) or []
         effects = sum(x.size for x in self.origin)
-        if effects * posterior.size <= MAX_ENTRIES:
-            columns = [self._slope(posterior, k) for k in range(posterior.size)]
+        if 0 < effects * posterior.size <= MAX_ENTRIES:
+            columns = [self._slope(self.laplace, posterior, k) for k in range(posterior.size)]
             self.slopes = [np.stack(parts, axis=-1) for parts in zip(*columns, strict=True)]
 
     def __call__(self, t: np.ndarray) -> None:
         """Put the next mode search on its way."""
-        if self.laplace is None or self.origin is None:
+        if self.laplace is None or not self.origin:
             return
         self.laplace.decrement = COARSE
         self.laplace.warm = self.origin
@@ -47,18 +47,21 @@ class WarmStart:
             w = self.inverse @ (t - self.mode.t)
             self.laplace.warm = [x + slope @ w for x, slope in zip(self.origin, self.slopes, strict=True)]
 
-    def _slope(self, posterior: HyperPosterior, k: int) -> Arrays:
+    def _slope(self, laplace: BoundLaplace, posterior: HyperPosterior, k: int) -> Arrays:
         sides = []
         for sign in (1.0, -1.0):
-            self.laplace.warm = self.origin
-            sides.append(self._at(posterior, self.mode.t + sign * STEP * self.mode.root[:, k]))
-        if any(side is None for side in sides):
+            laplace.warm = self.origin
+            sides.append(_mode(laplace, posterior, self.mode.t + sign * STEP * self.mode.root[:, k]))
+        up, down = sides
+        if up is None or down is None:
             return [np.zeros_like(x) for x in self.origin]
-        return [(up - down) / (2 * STEP) for up, down in zip(*sides, strict=True)]
+        return [(one - other) / (2 * STEP) for one, other in zip(up, down, strict=True)]
 
-    def _at(self, posterior: HyperPosterior, t: np.ndarray) -> Arrays | None:
-        value, _ = posterior.log_density(t)
-        return self.laplace.warm if np.isfinite(value) else None
+
+def _mode(laplace: BoundLaplace, posterior: HyperPosterior, t: np.ndarray) -> Arrays | None:
+    """The effects' mode at t, as the mode search leaves it; ``None`` where there is no density."""
+    value, _ = posterior.log_density(t)
+    return laplace.warm if np.isfinite(value) else None
 
 
 def _laplace(bound: BoundMarginal) -> BoundLaplace | None:

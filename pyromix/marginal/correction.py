@@ -57,7 +57,7 @@ def corrected(bound: BoundMarginal, record: Record, draws: int, generator: torch
         problem, _, _ = laplace.problem(record)
         point = laplace.mode(problem)
         log_weight, b = _weighted_draws(point, draws, generator)
-        value = point.value - 0.5 * point.factor.logdet
+        value = point.value - 0.5 * point.factorise().logdet
         if isinstance(bound, BoundQuadrature):
             value = float(bound.log_marginal(record))
         else:
@@ -74,7 +74,7 @@ def _weighted_draws(point: ModePoint, draws: int, generator: torch.Generator) ->
     """Log weights (units, M), relative to the Laplace approximation, and the draws (levels, q, M) of every term."""
     problem, layout = point.problem, point.problem.layout
     noise = [torch.randn((*x.shape, draws), generator=generator, dtype=torch.float64).numpy() for x in point.b]
-    b = [x[..., None] + e for x, e in zip(point.b, point.factor.sample(noise), strict=True)]
+    b = [x[..., None] + e for x, e in zip(point.b, point.factorise().sample(noise), strict=True)]
     shift = [np.einsum("ab,gbm->gam", tril, x) for tril, x in zip(problem.tril, b, strict=True)]
     eta = torch.from_numpy(problem.eta + np.stack([layout.apply([x[..., m] for x in shift]) for m in range(draws)]))
     plan = problem.plan
