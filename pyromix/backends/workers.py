@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -89,7 +90,7 @@ class _Pool:
 
     def _start(self, k: int) -> None:
         ours, theirs = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=_work, args=(self.tasks[k], theirs), daemon=True)
+        process = self.context.Process(target=_work, args=(self.tasks[k], theirs, os.getpid()), daemon=True)
         sys.stdout.flush()
         sys.stderr.flush()
         process.start()
@@ -120,8 +121,9 @@ class _Pool:
         self.on_result(k, content)
 
 
-def _work(task: Task, connection: Any) -> None:
+def _work(task: Task, connection: Any, parent: int) -> None:
     torch.set_num_threads(1)  # a forked process must not enter the parent's thread pool
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     turn = threading.Lock()  # a sampler reports from a thread of its own, also while the result is being sent
 
     def send(item: tuple[str, Any]) -> None:
@@ -136,3 +138,10 @@ def _work(task: Task, connection: Any) -> None:
         outcome = ("error", (RuntimeError(f"{type(error).__name__}: {error}"), traceback.format_exc()))
     send(outcome)
     connection.close()
+
+
+def _follow(parent: int) -> None:
+    """End this process when its parent is gone: a parent that was killed cannot stop it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
