@@ -107,9 +107,8 @@ def test_the_rank_is_the_number_of_draws_below_the_truth() -> None:
 
     def sampler(program, data, seed):
         below = torch.arange(conjugate.DRAWS) < 30
-        found = {
-            name: value + torch.where(below, -0.1, 0.1).reshape(-1, *[1] * value.dim()) for name, value in truth.items()
-        }
+        step = torch.where(below, -0.1, 0.1)
+        found = {name: value + step.reshape(-1, *[1] * value.dim()) for name, value in truth.items()}
         return Fitted(found, chains=1)
 
     found = simulate(problem, sampler, 8)

@@ -52,12 +52,9 @@ def test_a_bug_changes_the_density_and_its_right_twin_does_not(name: str) -> Non
 def test_a_likelihood_that_is_dropped_is_flat() -> None:
     bug = BUGS["likelihood dropped"]
     truth, data = draw(bug.problem, 2)
-    values = [
-        float(
-            _log_likelihood(run(bug.problem.program, (bug.data(data),), truth | {"beta": torch.full((2,), b).double()}))
-        )
-        for b in (-2.0, 2.0)
-    ]
+    program, data = bug.problem.program, bug.data(data)
+    places = [truth | {"beta": torch.full((2,), b, dtype=torch.float64)} for b in (-2.0, 2.0)]
+    values = [float(_log_likelihood(run(program, (data,), place))) for place in places]
     assert values[0] == pytest.approx(values[1], abs=1e-3)
 
 

@@ -89,12 +89,12 @@ def planted() -> tuple[Bug, ...]:
     weighted = _gaussian("gaussian-weighted", replace(plain.data, precision=precision))
     offset = torch.from_numpy(np.random.default_rng(5).normal(0.5, 0.5, n))
     counts = intercept_problem("poisson-offset", Poisson(), replace(plain.data, offset=offset), 0.7, _gamma(0.5))
-    few = _gaussian("gaussian-few-groups", rows(4, 3))
+    few, fewer = (_gaussian(f"gaussian-{groups}-groups", rows(groups, size)) for groups, size in ((4, 3), (3, 2)))
     return (
         Bug("likelihood dropped", plain, data=lambda d: replace(d, precision=torch.full((n,), 1e-8).double())),
         Bug("sd taken for a variance", plain, program=_Value("g.sd", torch.sqrt)),
         Bug("Jacobian missing", few, program=_Prior("g.sd", lambda p: _WithoutJacobian(p.concentration, p.rate))),
-        Bug("prior scale x 1.25", few, program=_Prior("g.sd", lambda p: dist.Gamma(p.concentration, p.rate / 1.25))),
+        Bug("prior scale x 1.25", fewer, program=_Prior("g.sd", lambda p: dist.Gamma(p.concentration, p.rate / 1.25))),
         Bug("group index off by one", plain, data=lambda d: replace(d, group=(d.group + 1) % d.groups)),
         Bug("weights ignored", weighted, data=lambda d: replace(d, precision=None)),
         Bug("last group dropped", plain, data=lambda d: replace(d, mask=d.group < d.groups - 1)),
