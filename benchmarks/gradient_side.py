@@ -20,7 +20,7 @@ EVALUATIONS = 100_000  # what a sampler with four chains of some thousand leapfr
 
 def prepare(target: dict[str, Any]) -> tuple[Any, torch.Tensor]:
     """The compiled value and gradient, and the common point on its coordinates."""
-    from pyromix.compile import Potential
+    from pyromix.potential import Potential
 
     model = mixed_model(target)
     potential = Potential(model.program, (model.design,), spherical=tuple(target["groups"]))

@@ -6,6 +6,7 @@ leaves all three, and the random state, as they were.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -190,3 +191,13 @@ def run(
             "the program observes nothing; add a pyromix.observe(...) statement, or a pyro.sample(..., obs=...)."
         )
     return recorder.record
+
+
+def unvalidated(fn: Any) -> Any:
+    """A copy whose densities do not check their argument: the check is a branch that cannot be traced."""
+    fn = copy.copy(fn)
+    if hasattr(fn, "_validate_args"):
+        fn._validate_args = False
+    if isinstance(getattr(fn, "__dict__", {}).get("base_dist"), torch.distributions.Distribution):
+        fn.base_dist = unvalidated(fn.base_dist)
+    return fn

@@ -17,7 +17,8 @@ from scipy import stats
 
 import pyromix as pmx
 from pyromix import compile as compilation
-from pyromix.compile import MODES, cheapest, compile_function, log_density, log_joint, tensor_program
+from pyromix.compile import MODES, cheapest, compile_function, tensor_program
+from pyromix.potential import log_density, log_joint
 
 needs_compiler = pytest.mark.skipif(compilation.compiler_problem() is not None, reason="no C++ compiler")
 inductor_warns = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning:torch")

@@ -16,7 +16,7 @@ from scipy import special, stats
 from torch.distributions import constraints
 
 import pyromix as pmx
-from pyromix.compile import log_density, log_joint
+from pyromix.potential import log_density, log_joint
 
 Y = np.array([0.4, -1.1, 2.3, 0.9, -0.2, 1.5])
 GROUP = np.array([0, 0, 1, 1, 2, 2])

@@ -16,8 +16,8 @@ import torch
 from scipy.optimize import minimize
 
 from pyromix.backends.hyper_posterior import HyperPosterior, Mode
-from pyromix.compile import Potential
 from pyromix.marginal.roots import AbstractRoot, DenseRoot, DiagonalRoot, root_of_inverse
+from pyromix.potential import Potential
 from pyromix.running import Record, run
 
 Density = Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -25,6 +25,8 @@ STEP = 0.5  # posterior SDs of the hyper-parameters, over which the effects' mov
 RICH = 0.3  # conditional over prior variance, below which an effect is sampled centred
 MAX_DENSE = 400  # unknowns of a program whose joint Hessian is taken
 FAR = 50.0  # from the start, on the unconstrained scale: a mode out there is none
+STARTS = 4  # random starts, besides the origin, from which a mode is searched
+NEGLIGIBLE = 10.0  # difference in log probability beyond which a mode does not count beside another
 TRIALS = 64  # points at which the Gaussian at a mode is compared with the density
 FLATTEST = 1e-8  # smallest eigenvalue of a Hessian, relative to the largest, that is used
 
@@ -175,22 +177,51 @@ def _centred_scales(potential: Potential, record: Record) -> tuple[tuple[slice, 
 
 # -- from the joint density -------------------------------------------------------------------------------------------
 def plain_coordinates(potential: Potential, density: Density) -> Coordinates:
-    """Coordinates from designs of linear coefficients, then from a mode of the joint density if it has a fair one.
+    """Coordinates from designs of linear coefficients, then from the mode of the joint density if there is a fair one.
 
     The joint mode of a hierarchical program is a spike at zero variance, or far from where the probability is; a chain
-    that starts there stays there. So the Gaussian at the mode is tried before it is used.
+    that starts there stays there. So the Gaussian at a mode is tried before it is used. Of several modes the one with
+    the most probability is taken; with more than one of weight none is, for chains from one mode would hide the other.
     """
     first = Coordinates(np.zeros(potential.size), _design_root(potential))
     if potential.size > MAX_DENSE:
         return first
-    start = first.density(density)
-    found = _climb(start, potential.size)
-    root = None if found is None else _hessian_root(start, found)
-    if found is None or root is None:
+    modes = _modes(first.density(density), potential.size)
+    if not modes or any(_rivals(modes[0], other) for other in modes[1:]):
         return first
-    columns = np.stack([first.root.times(column) for column in root.T], axis=1)
-    white = Coordinates(first.z(found), DenseRoot(columns))
-    return white if _nearly_white(white.density(density), potential.size) else first
+    columns = np.stack([first.root.times(column) for column in modes[0].root.T], axis=1)
+    return Coordinates(first.z(modes[0].at), DenseRoot(columns))
+
+
+@dataclass(frozen=True)
+class _JointMode:
+    """A mode, a root of the inverse of minus its Hessian, and the log of the probability of the Gaussian there."""
+
+    at: np.ndarray
+    root: np.ndarray
+    weight: float
+
+
+def _modes(density: Density, size: int) -> list[_JointMode]:
+    """Modes whose Gaussians describe their surroundings, by falling weight; found from several starts."""
+    rng = np.random.default_rng(0)
+    found = []
+    for start in [np.zeros(size), *rng.standard_normal((STARTS, size))]:
+        at = _climb(density, start)
+        root = None if at is None else _hessian_root(density, at)
+        if (
+            at is not None
+            and root is not None
+            and _nearly_white(Coordinates(at, DenseRoot(root)).density(density), size)
+        ):
+            found.append(_JointMode(at, root, density(at)[0] + np.linalg.slogdet(root)[1]))
+    return sorted(found, key=lambda mode: -mode.weight)
+
+
+def _rivals(best: _JointMode, other: _JointMode) -> bool:
+    """Whether two modes are different and neither is negligible."""
+    apart = np.linalg.norm(np.linalg.solve(best.root, other.at - best.at)) > 1.0
+    return bool(apart and best.weight - other.weight < NEGLIGIBLE)
 
 
 def _nearly_white(density: Density, size: int) -> bool:
@@ -229,16 +260,16 @@ def _coefficient_root(design: np.ndarray) -> np.ndarray:
     return np.linalg.inv(upper) / scale[:, None]
 
 
-def _climb(density: Density, size: int) -> np.ndarray | None:
-    """A mode of the joint density near the origin; ``None`` where it runs away."""
+def _climb(density: Density, start: np.ndarray) -> np.ndarray | None:
+    """A mode of the joint density; ``None`` where it runs away."""
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = density(w)
         if not np.isfinite(value) or not np.isfinite(gradient).all():
-            return 1e300, np.zeros(size)
+            return 1e300, np.zeros(len(w))
         return -value, -gradient
 
-    result = minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "maxfun": 2000})
+    result = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "maxfun": 2000})
     good = np.isfinite(result.fun) and result.fun < 1e299
     return result.x if good and result.success else None
 

@@ -22,10 +22,10 @@ from pyromix.backends.hyper_posterior import HyperPosterior, Mode, default_margi
 from pyromix.backends.reinstate import reinstate
 from pyromix.backends.training import Trained
 from pyromix.backends.warm_start import WarmStart
-from pyromix.compile import Potential
 from pyromix.errors import NumericalError, UnsupportedError
 from pyromix.marginal import AbstractMarginal
 from pyromix.marginal.plan import Plan
+from pyromix.potential import Potential
 from pyromix.results.draws import over_draws
 from pyromix.results.estimate import Draws
 from pyromix.running import Program, run

@@ -62,7 +62,8 @@ def _draw(
     low, high = np.clip(scaled[:, 0], -REACH, REACH), np.clip(scaled[:, 2], -REACH, REACH)
     axis.hlines(height, low, high, color=colour, linewidth=1.8, alpha=0.85, zorder=2)
     inside = np.abs(scaled[:, 1]) <= REACH
-    style: dict[str, Any] = {"linestyle": "", "color": colour, "markeredgecolor": "white", "markeredgewidth": 0.6, "zorder": 3}
+    edge = {"markeredgecolor": "white", "markeredgewidth": 0.6}
+    style: dict[str, Any] = {"linestyle": "", "color": colour, "zorder": 3, **edge}
     axis.plot(scaled[inside, 1], height[inside], marker=marker, markersize=6, label=str(k), **style)
     for side, arrow in ((-1, "<"), (1, ">")):
         beyond = side * scaled[:, 1] > REACH

@@ -30,7 +30,7 @@ from benchmarks.posteriors import (
     Requirement,
     write_target,
 )
-from pyromix.compile import Potential
+from pyromix.potential import Potential
 from pyromix.running import run
 
 ROWS = {"verbagg_posterior": 7584, "radon_posterior": 919, "toenail_posterior": 1908, "three_level_posterior": 403}

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 import pyromix as pmx
-from pyromix.compile import log_density, log_joint
+from pyromix.potential import log_density, log_joint
 from tests.reference.posteriordb.measure import measure, nuts
 from tests.reference.posteriordb.posteriors import DATA, Form, Posterior, compare, gather, spread
 from tests.reference.posteriordb.registry import ALL

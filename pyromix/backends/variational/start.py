@@ -14,10 +14,10 @@ from pyromix.backends.hyper_posterior import HyperPosterior, default_marginal
 from pyromix.backends.maximum_likelihood import MaximumLikelihood, Search
 from pyromix.backends.variational.coordinates import Coordinates, Piece
 from pyromix.backends.variational.grouped import Grouped
-from pyromix.compile import log_joint
 from pyromix.errors import NumericalError, UnsupportedError
 from pyromix.marginal import Laplace
 from pyromix.marginal.plan import Plan, make_plan
+from pyromix.potential import log_joint
 from pyromix.running import Program, Record, Site, bijection, run
 
 ROWS = 20_000  # of the groups that the start is found from
