@@ -125,7 +125,11 @@ def bijection(fn: Any) -> Any:
     if isinstance(base, dist.Delta) or type(base).__name__ == "_Subsample":
         return None
     try:
-        return None if fn.support.is_discrete else biject_to(fn.support)
+        support = fn.support
+        if type(support).__name__ == "MixtureSameFamilyConstraint":  # of plain intervals torch makes one of its own
+            common = support.base_constraint
+            support = common if common in (constraints.real, constraints.nonnegative, constraints.positive) else support
+        return None if support.is_discrete else biject_to(support)
     except NotImplementedError:  # a distribution that declares no support, or a support without a transform
         return None
 

@@ -222,6 +222,19 @@ def test_a_support_that_depends_on_another_site() -> None:
         check(program, {"a": a, "b": b}, expected, jacobian)
 
 
+def test_a_prior_that_is_a_mixture() -> None:
+    def program() -> None:
+        parts = dist.Normal(f64([-6.0, 6.0]), f64([0.5, 2.0]))
+        x = pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(f64([0.2, 0.8])), parts))
+        rates = dist.Exponential(f64([1.0, 3.0]))
+        s = pyro.sample("s", dist.MixtureSameFamily(dist.Categorical(f64([0.5, 0.5])), rates))
+        pyro.sample("y", dist.Normal(x, s).expand([6]).to_event(1), obs=f64(Y))
+
+    expected = np.log(0.2 * stats.norm.pdf(1.0, -6, 0.5) + 0.8 * stats.norm.pdf(1.0, 6, 2)) + N(Y, 1.0, 0.7).sum()
+    expected += np.log(0.5 * np.exp(-0.7) + 1.5 * np.exp(-2.1))
+    check(program, {"x": 1.0, "s": 0.7}, expected, np.log(0.7))
+
+
 def test_constrained_vectors_integrate_to_one() -> None:
     """exp(-potential) of a simplex and of a correlation matrix have mass one."""
 

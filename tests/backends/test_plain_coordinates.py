@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 
 from pyromix.backends.targets import JointTarget, joint_target
@@ -49,3 +50,25 @@ def test_a_regression_becomes_white_noise() -> None:
     assert np.std(values) < 1.0  # zero for a Gaussian; sd makes it a Student's t
     raw = found.potential.values(torch.from_numpy(found.coordinates.centre))
     assert abs(float(raw["b"] + 1e3 * raw["c"]) - 2) < 0.5
+
+
+def bumps(weights: list[float]) -> JointTarget:
+    """A mixture of two normal densities, so far apart that no chain goes from one to the other."""
+    parts = dist.Normal(torch.tensor([-2.0, 2.0], dtype=torch.float64), f64(0.3))
+    prior = dist.MixtureSameFamily(dist.Categorical(torch.tensor(weights, dtype=torch.float64)), parts)
+
+    def program() -> None:
+        x = pyro.sample("x", prior)
+        pyro.sample("y", dist.Normal(0 * x, f64(1.0)), obs=f64(0.0))
+
+    return target(program)
+
+
+@pytest.mark.parametrize(("weights", "centre"), [([1.0, 1e-7], -2.0), ([1e-7, 1.0], 2.0)])
+def test_of_two_modes_the_one_with_the_probability_is_taken(weights: list[float], centre: float) -> None:
+    assert abs(bumps(weights).coordinates.centre[0] - centre) < 1e-3
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [0.99, 0.01]])
+def test_with_two_modes_of_weight_chains_start_anywhere(weights: list[float]) -> None:
+    assert bumps(weights).coordinates.centre.tolist() == [0.0]
