@@ -44,8 +44,8 @@ class SVI(AbstractBackend):
         normals plus shared directions.
         Or any Pyro guide, called with the program's arguments; a class such as ``AutoNormal`` is built on the program.
     steps
-        Steps of the schedule: the learning rate is constant for the first half, then falls; the last quarter of the
-        iterates is averaged.
+        Most steps of the schedule. The learning rate is constant until the guide stands still, and for half of the
+        steps at most; then it falls for as long again, and the second half of those iterates is averaged.
     batch_groups
         Groups in a batch; by default all rows where they are at most 20,000, else groups of some 10,000 rows.
     optimizer
@@ -165,10 +165,12 @@ class SVI(AbstractBackend):
         chunks = problem.batches.chunks()
         objective = problem.objective
         objective.finish(chunks, seed_of(seed, 4))
-        ratios = min(RATIOS, max(FEWEST_RATIOS, RATIO_ROWS // max(problem.batches.rows, 1)))
+        ratios = min(
+            RATIOS, max(FEWEST_RATIOS * 10, self.draws), max(FEWEST_RATIOS, RATIO_ROWS // max(problem.batches.rows, 1))
+        )
         evidence = Evidence.of(objective.log_weights(chunks, ratios, seed_of(seed, 5)))
         slope = Slope.of(now.elbo)
-        found = findings(now, slope, evidence, self.loop_settings(), self.beta)
+        found = findings(now, slope, evidence, self.loop_settings(), self.beta, problem.batches.per_epoch)
         found += [
             HealthRecord("svi", "info", value, limit, what, remedy) for what, value, limit, remedy in problem.notes
         ]

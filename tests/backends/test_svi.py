@@ -252,6 +252,15 @@ def test_too_few_steps_are_found() -> None:
     assert "steps=120" in record.remedy and fit.status is pmx.Status.ITERATION_LIMIT
 
 
+def test_too_few_passes_over_the_data_are_found() -> None:
+    data = grouped_data(40, 2, seed=9)
+    data["levels"] = torch.tensor(40)
+    with pytest.warns(pmx.PyromixWarning) as caught:
+        fit = pmx.fit(intercepts(pmx.Gaussian()), data, SVI(steps=20, batch_groups=2, draws=20), **QUIET)
+    assert any("seen 1 times" in str(w.message) and w.category is pmx.ConvergenceWarning for w in caught)
+    assert any("steps=200" in record.remedy for record in fit.health)
+
+
 def test_beta_is_no_posterior() -> None:
     fit = quietly(fixed_gaussian, DATA, SVI(steps=100, beta=0.5))
     assert "tempered" in {record.code for record in fit.health}

@@ -8,6 +8,7 @@ import scipy.integrate
 import torch
 
 import pyromix as pmx
+from pyromix.backends.svi import SVI
 from pyromix.backends.variational.blocks import BlockRows
 from pyromix.backends.variational.findings import Slope
 from pyromix.backends.variational.gaussian import DenseGaussian, DiagonalGaussian, LowRankGaussian
@@ -16,6 +17,7 @@ from pyromix.backends.variational.rows import Rows
 from pyromix.backends.variational.schedule import Settings
 from pyromix.backends.variational.small import inverse_factor
 from pyromix.sites import Data
+from tests.backends.svi_programs import fixed_gaussian, grouped_data
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -169,14 +171,31 @@ def test_expected_log_likelihood_by_adaptive_integration(family: pmx.families.Ab
 def test_slopes() -> None:
     rng = np.random.default_rng(0)
     flat = rng.normal(size=1000)
-    assert not Slope.of(list(flat)).rising
+    assert not Slope.of(list(flat)).rising(0.1)
     rising = Slope.of(list(flat + np.linspace(0, 40, 1000)))
-    assert rising.rising and rising.rise == pytest.approx(4.0, abs=5 * rising.error)
-    assert not Slope.of(list(np.linspace(0, 0.1, 1000))).rising  # a rise of 0.01 nats is of no consequence
+    assert rising.rising(0.1) and rising.rise == pytest.approx(4.0, abs=5 * rising.error)
+    assert not Slope.of(list(np.linspace(0, 0.1, 1000))).rising(0.1)  # a rise of 0.01 nats is of no consequence
 
 
 def test_the_schedule_ends_low() -> None:
     settings = Settings(100, 0.05, "adam", None, None, 0.1)
-    rates = [settings.rate(k) for k in range(100)]
-    assert rates[:50] == [1.0] * 50 and rates[-1] < 0.03 and rates == sorted(rates, reverse=True)
-    assert settings.averaged == 75
+    assert [settings.rate(k, -1) for k in (0, 99)] == [1.0, 1.0]
+    rates = [settings.rate(k, 50) for k in range(50, 100)]
+    assert rates[0] == 1.0 and rates[-1] < 0.03 and rates == sorted(rates, reverse=True)
+    assert [k for k in range(100) if settings.averages(k, 50)] == list(range(76, 100))
+    assert settings.done(100, 50) and not settings.done(99, 50)
+    long = Settings(1000, 0.05, "adam", None, None, 0.1)
+    assert (
+        long.done(400, 200)
+        and not long.done(399, 200)
+        and long.done(250, 100)
+        and not long.done(249, 100)
+        and not long.done(999, -1)
+    )
+
+
+def test_a_guide_that_stands_still_ends_early() -> None:
+    """The start is the mode, so a long schedule is cut; one that moves all the time is not."""
+    data = grouped_data(12, 5, seed=1)
+    fit = pmx.fit(fixed_gaussian, data, SVI(steps=3000, draws=20), progress=False)
+    assert fit.estimate.settings["steps_done"] < 600 and fit.status is pmx.Status.CONVERGED

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyromix import ConfigError, DataError, DataTypeError, NeuralEffect, NumericalError
 from pyromix.sites import Function, Hyper, annotation
@@ -115,3 +116,50 @@ BAD = [
 def test_refused(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_prior_of_the_last_layer_alone() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1), torch.nn.Flatten(0))
+    module = module.double()
+    with poutine.trace() as tracer:
+        rows = NeuralEffect("f", module, dist.Normal(0.0, 1.0), layers="last")(X)
+    sites = {name: site["value"] for name, site in tracer.trace.nodes.items() if name.startswith("f.")}
+    assert set(sites) == {"f.2.weight", "f.2.bias"}
+    hidden = torch.tanh(X @ module[0].weight.T + module[0].bias)
+    assert torch.allclose(rows, (hidden @ sites["f.2.weight"].T + sites["f.2.bias"])[:, 0])
+    (gradient,) = torch.autograd.grad(rows.sum(), module[0].weight)  # the first layer is learned as a point
+    assert float(gradient.abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": "first", "prior": dist.Normal(0.0, 1.0)}, "layers='first'"),
+        ({"layers": "last"}, "a prior of the last layer's weights is missing"),
+    ],
+)
+def test_layers_that_do_not_exist(arguments: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        NeuralEffect("f", _linear(), **arguments)
+
+
+def test_a_last_layer_needs_weights() -> None:
+    with pytest.raises(ConfigError, match="_Named has no weights"):
+        NeuralEffect("f", _Named(), dist.Normal(0.0, 1.0), layers="last")({"a": X[:, 0], "b": X[:, 1]})
+
+
+def test_the_check_of_the_output_stays_out_of_traces() -> None:
+    """A value that stands for many cannot be looked at; an ordinary one is, with the same message as ever."""
+    module = _linear().double()
+
+    def total(weight: torch.Tensor) -> torch.Tensor:
+        with poutine.condition(data={"f.0.weight": weight, "f.0.bias": torch.zeros(1).double()}):
+            return NeuralEffect("f", module, dist.Normal(0.0, 1.0))(X).sum()
+
+    weights = torch.randn(4, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.stack([total(weight) for weight in weights])
+    assert torch.allclose(torch.vmap(total)(weights), expected)
+    graph = make_fx(torch.func.grad(total))(weights[0])
+    assert torch.allclose(graph(weights[1]), X.sum(0)[None])
+    with pytest.raises(NumericalError, match="returned nan at row 0"):
+        total(torch.full((1, 2), torch.nan, dtype=torch.float64))

@@ -83,6 +83,9 @@ class Amortised(Grouped):
     def groups(self) -> list[tuple[list[torch.Tensor], float]]:
         return [*super().groups(), (list(self.encoder.parameters()), NETWORK_RATE)]
 
+    def gauges(self) -> list[torch.Tensor]:
+        return []  # the encoder learns on
+
     def tables(self) -> dict[str, torch.Tensor]:
         return {name: table for name, table in super().tables().items() if name.startswith("buffer.")}
 

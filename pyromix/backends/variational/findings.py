@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyromix.backends.variational.loop import Progress
+from pyromix.backends.variational.loop import EPOCHS, Progress
 from pyromix.backends.variational.schedule import Settings
 from pyromix.errors import ApproximationWarning, ConvergenceWarning, Status
 from pyromix.results.estimate import HealthRecord
 from pyromix.results.psis import FEWEST, THRESHOLD, Smoothed, psis
 
 TAIL = 0.1  # the last part of the steps, over which the ELBO should no longer rise
-ERRORS = 2.0  # standard errors of the slope that count as a rise ...
-NATS = 0.1  # ... if the rise over that part is also at least this: less is of no consequence
+ERRORS = 2.0  # standard errors of the slope that count as a rise
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Slope:
 
     @classmethod
     def of(cls, elbo: list[float]) -> Slope:
-        """A straight line through the last tenth of the steps, at least 20."""
-        tail = np.array(elbo[-max(20, round(TAIL * len(elbo))) :])
+        """A straight line through the last tenth of the steps, at least 50."""
+        tail = np.array(elbo[-max(50, round(TAIL * len(elbo))) :])
         tail = tail[np.isfinite(tail)]
         if len(tail) < 3:
             return cls(math.nan, math.nan)
@@ -39,9 +38,9 @@ class Slope:
         error = math.sqrt(float(rest @ rest) / (len(tail) - 2) / float(x @ x))
         return cls(slope, error)
 
-    @property
-    def rising(self) -> bool:
-        return self.rise > max(ERRORS * self.error, NATS)
+    def rising(self, tolerance: float) -> bool:
+        """Whether it exceeds chance by more than the nats that are of no consequence."""
+        return self.rise > ERRORS * self.error + tolerance
 
 
 @dataclass(frozen=True)
@@ -76,21 +75,30 @@ class Evidence:
         return cls(float(finite.mean()), error, bound, psis(finite), n)
 
 
-def findings(now: Progress, slope: Slope, evidence: Evidence, settings: Settings, beta: float) -> list[HealthRecord]:
-    """Every finding."""
+def findings(
+    now: Progress, slope: Slope, evidence: Evidence, settings: Settings, beta: float, per_epoch: int
+) -> list[HealthRecord]:
+    """Every finding; `per_epoch` is the number of batches that make up the data."""
     out = []
     if now.failed:
         what = "ELBO or gradient not finite"
         remedy = "Those steps were left out; lower lr, or give tighter priors."
         out.append(HealthRecord("svi_nan", "warn", now.failed, 0, what, remedy))
-    if slope.rising and now.status == Status.CONVERGED.name:
+    if slope.rising(settings.tolerance) and now.status == Status.CONVERGED.name:
         steps = 2 * settings.steps
         remedy = (
             f"The ELBO still rose by {slope.rise:.3g} nats over the last tenth of the steps (Monte Carlo error "
             f"{slope.error:.2g}); use SVI(steps={steps})."
         )
-        limit = round(max(ERRORS * slope.error, NATS), 6)
+        limit = round(ERRORS * slope.error + settings.tolerance, 6)
         out.append(HealthRecord("svi_not_converged", "warn", round(slope.rise, 6), limit, "ELBO", remedy))
+    elif per_epoch > 1 and now.step < EPOCHS * per_epoch and now.status == Status.CONVERGED.name:
+        epochs = round(now.step / per_epoch, 2)
+        remedy = (
+            f"Every group was seen {epochs:g} times, too seldom for the noise of batches to average out: use "
+            f"SVI(steps={2 * EPOCHS * per_epoch}), or larger batch_groups."
+        )
+        out.append(HealthRecord("svi_not_converged", "warn", epochs, EPOCHS, "passes over the data", remedy))
     if now.status == Status.TIME_LIMIT.name:
         remedy = f"{now.step} of {settings.steps} steps were done; raise max_time, or resume from a checkpoint."
         out.append(HealthRecord("time_limit", "warn", now.step, settings.steps, "steps", remedy))

@@ -103,6 +103,9 @@ class Grouped(AbstractObjective):
         weights = [w for module in self.modules for w in module.parameters() if w.requires_grad]
         return [*self.guide.rates(), (weights, NETWORK_RATE)]
 
+    def gauges(self) -> list[torch.Tensor]:
+        return [] if self.modules else list(self.guide.parameters.values())
+
     def step(self, rows: np.ndarray | None, share: float, seed: int) -> float:
         for module in self.modules:
             module.train()

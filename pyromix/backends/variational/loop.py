@@ -23,6 +23,9 @@ from pyromix.errors import NumericalError, Status
 CALM = 1e-3  # Adam's epsilon: gradients below it, in nats per posterior SD, no longer make full steps
 LOOKS = 40  # looks at the held-out groups over the whole schedule
 FAILURES = 20  # steps in a row without a finite gradient after which a fit is given up
+WINDOW = 50  # steps over which the guide's parameters are averaged to see whether they stand still
+STILL = 0.25  # posterior SDs between two windows that count as standing still
+EPOCHS = 5  # passes over the data, in mini-batches, that come before that and that a fit takes at least
 DELAY = 0.5  # seconds before a progress bar appears
 
 
@@ -35,6 +38,7 @@ class Progress:
     failed: int = 0
     failed_in_a_row: int = 0
     averaged: int = 0
+    cooling: int = -1
     best: float = -math.inf
     best_step: int = 0
     scores: list[tuple[int, float]] = field(default_factory=list)
@@ -57,6 +61,7 @@ class Loop:
         self.leaves = [leaf for leaves, _ in self.lists for leaf in leaves]
         self.mean = [torch.zeros_like(leaf) for leaf in self.leaves]
         self.best: list[torch.Tensor] | None = None
+        self.windows = [[torch.zeros_like(gauge) for gauge in objective.gauges()] for _ in range(2)]
         self.now = Progress()
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
         extra = {} if settings.optimizer == "sgd" else {"eps": CALM}
@@ -95,7 +100,7 @@ class Loop:
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
         finite = math.isfinite(value) and all(bool(torch.isfinite(g).all()) for g in gradients)
         if finite:
-            rate = settings.rate(now.step)
+            rate = settings.rate(now.step, now.cooling)
             for group, (_, factor) in zip(self.optimizer.param_groups, self.lists, strict=True):
                 group["lr"] = settings.lr * factor * rate
             self.optimizer.step()
@@ -110,11 +115,31 @@ class Loop:
                 )
         now.elbo.append(value)
         now.step += 1
-        if now.step > settings.averaged:
+        self._watch()
+        if settings.averages(now.step, now.cooling):
             now.averaged += 1
             with torch.no_grad():
                 for mean, leaf in zip(self.mean, self.leaves, strict=True):
                     mean += (leaf - mean) / now.averaged
+
+    def _watch(self) -> None:
+        """Begin to cool once the guide stands still from one window to the next, and half way at the latest."""
+        now, (last, current) = self.now, self.windows
+        if now.cooling >= 0:
+            return
+        with torch.no_grad():
+            for total, gauge in zip(current, self.objective.gauges(), strict=True):
+                total += gauge / WINDOW
+            still = False
+            if now.step % WINDOW == 0:
+                seen = now.step >= max(2 * WINDOW, EPOCHS * self.batches.per_epoch)
+                moved = [float((a - b).abs().max()) for a, b in zip(last, current, strict=True) if a.numel()]
+                still = seen and bool(moved) and max(moved) < STILL
+                for a, b in zip(last, current, strict=True):
+                    a.copy_(b)
+                    b.zero_()
+        if still or now.step >= self.settings.steps // 2:
+            now.cooling = now.step
 
     def _look(self) -> None:
         """At the held-out groups, now and then."""
@@ -133,7 +158,7 @@ class Loop:
         patience = settings.patience
         if patience is not None and now.scores and now.step - now.best_step >= patience:
             now.status = Status.STOPPED_EARLY.name
-        elif now.step >= settings.steps:
+        elif settings.done(now.step, now.cooling):
             now.status = Status.CONVERGED.name
         elif settings.max_time is not None and now.elapsed > settings.max_time:
             now.status = Status.TIME_LIMIT.name
@@ -155,6 +180,7 @@ class Loop:
             "leaves": [leaf.detach() for leaf in self.leaves],
             "mean": self.mean,
             "best": self.best,
+            "windows": self.windows,
             "optimizer": self.optimizer.state_dict(),
             "tables": self.objective.tables(),
         }
@@ -170,7 +196,7 @@ class Loop:
                 leaf.copy_(value)
             for name, table in self.objective.tables().items():
                 table.copy_(state["tables"][name])
-        self.mean, self.best = state["mean"], state["best"]
+        self.mean, self.best, self.windows = state["mean"], state["best"], state["windows"]
         self.optimizer.load_state_dict(state["optimizer"])
 
 

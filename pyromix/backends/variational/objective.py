@@ -27,6 +27,10 @@ class AbstractObjective(ABC):
     def groups(self) -> list[tuple[list[torch.Tensor], float]]:
         """Leaf tensors to optimise, and the factor of the learning rate for each list."""
 
+    def gauges(self) -> list[torch.Tensor]:
+        """Leaves in units of posterior SDs that say by standing still that the fit has converged; none if unknown."""
+        return []
+
     @abstractmethod
     def step(self, rows: np.ndarray | None, share: float, seed: int) -> float:
         """Gradients of minus the ELBO at fresh noise, into the leaves' ``grad``; the ELBO estimate, of all the data.

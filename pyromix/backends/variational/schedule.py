@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from pyromix.marginal.plan import Plan
 
 FULL_BATCH_ROWS = 20_000  # up to here every step takes all rows
 BATCH_ROWS = 10_000  # rows of a batch beyond that
+SHORTEST = 150  # steps of cooling, at least
 CHUNK_ROWS = 50_000  # rows that are looked at together where all are wanted
 
 
@@ -27,15 +27,23 @@ class Settings:
     max_time: float | None
     tolerance: float
 
-    def rate(self, step: int) -> float:
-        """Factor of the learning rate: one for the first half, then falling along a cosine to a fiftieth."""
-        done = step / max(self.steps, 1)
-        return 1.0 if done < 0.5 else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (2 * done - 1)))
+    def cooling(self, begun: int) -> int:
+        """Steps for which the learning rate falls once it has begun to."""
+        return max(1, min(self.steps - begun, max(SHORTEST, begun)))
 
-    @property
-    def averaged(self) -> int:
-        """The step from which iterates are averaged: the last quarter."""
-        return self.steps - max(1, self.steps // 4)
+    def rate(self, step: int, begun: int) -> float:
+        """Factor of the learning rate: one, then falling along a cosine to a fiftieth; `begun` is -1 before that."""
+        if begun < 0:
+            return 1.0
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - begun) / self.cooling(begun)))
+
+    def averages(self, step: int, begun: int) -> bool:
+        """Whether the iterate after a step counts in the result: those of the second half of the cooling."""
+        return begun >= 0 and step > begun + self.cooling(begun) // 2
+
+    def done(self, step: int, begun: int) -> bool:
+        """Whether the schedule has come to its end."""
+        return step >= self.steps or (begun >= 0 and step >= begun + self.cooling(begun))
 
 
 @dataclass
@@ -93,8 +101,3 @@ class Batches:
             return None
         count = math.ceil(self.rows / CHUNK_ROWS)
         return [split.units.rows(part) for part in np.array_split(np.arange(split.units.count), count)]
-
-
-def describe(settings: Settings) -> dict[str, Any]:
-    """What a resumed fit must have in common with the interrupted one."""
-    return {"steps": settings.steps, "lr": settings.lr, "optimizer": settings.optimizer}
