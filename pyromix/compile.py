@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -243,9 +242,11 @@ def _number_masks(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 
 def _compile(graph: Any, inputs: list[torch.Tensor], differentiable: bool) -> Function:
+    from torch._inductor import config  # a second and more that only this needs
+
     # the compiler's own deprecations are not the caller's; its trial of the vector unit costs seconds, and what it
     # would find out the comparison with the function finds out too
-    with warnings.catch_warnings(), torch._inductor.config.patch({"cpp.vec_isa_ok": True}):  # type: ignore[attr-defined]
+    with warnings.catch_warnings(), config.patch({"cpp.vec_isa_ok": True}):
         warnings.simplefilter("ignore")
         return _compiled(graph, inputs, differentiable)
 
