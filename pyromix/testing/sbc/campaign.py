@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ class Cell:
 
     def path(self, folder: Path) -> Path:
         """The cell's file in a folder."""
-        return folder / (self.name.replace("/", "-").replace(":", "-").replace(" ", "_") + ".jsonl")
+        return folder / (re.sub(r"[^a-z0-9.]+", "-", self.name.lower()) + ".jsonl")
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def _finite(value: float) -> float | None:
 def plot(verdict: Verdict, path: Path) -> None:
     """ECDF of the ranks minus the uniform one, a panel for each quantity, with a 99 % band for the whole curve.
 
-    A curve that rises above and falls below: posteriors too wide at the centre; below then above: too narrow; all above
-    or all below: shifted.
+    A curve that is above first and then below has too many ranks at both ends: posteriors too narrow. The other way
+    round: too wide. All above: draws too high; all below: too low.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
