@@ -21,7 +21,7 @@ BACKENDS = {
     "nested-laplace": lambda: pmx.NestedLaplace(RANKS, evaluations=200, cores=1),
 }
 # simulations at which each is caught with room to spare; those that only change a prior's scale need the most
-ENOUGH = {"prior scale x 1.25": 500, "Jacobian missing": 100}
+ENOUGH = {"prior scale x 1.25": 1000, "Jacobian missing": 100}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
