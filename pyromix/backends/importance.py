@@ -14,8 +14,9 @@ import numpy as np
 from scipy.special import logsumexp
 
 from pyromix.backends.proposals import Proposal, SplitStudent
-from pyromix.results.psis import THRESHOLD, Smoothed, psis
+from pyromix.results.psis import Smoothed, psis
 
+CALM = 0.6  # k-hat up to which the largest weights are well behaved; it is itself an estimate, and limits are near 0.7
 ENOUGH = 0.5  # effective fraction at which no further proposal is fitted
 
 
@@ -65,7 +66,7 @@ def sample(
         counts.append(size)
         points, values = np.concatenate([points, new]), np.concatenate([values, density(new)])
         found = _weigh(proposals, counts, points, values)
-        poor = found.smoothed.effective_size < target or not found.smoothed.khat <= THRESHOLD
+        poor = found.smoothed.effective_size < target or not found.smoothed.khat <= CALM
         if not poor or len(points) + size > limit:
             return found
         share = found.smoothed.effective_size / len(points)

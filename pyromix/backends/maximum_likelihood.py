@@ -99,6 +99,7 @@ class MaximumLikelihood(AbstractBackend):
     def estimate(self, program: Program, args: tuple[Any, ...], *, seed: int = 0, progress: bool = True) -> Estimate:
         with evaluating(modules_of(program, args)):
             plan = make_plan(program, args, seed)
+            _check_weights(program, args)
             marginal = self._choose(program, args, plan)
             trained = self.train(program, args, plan, seed, progress) if plan.modules else None
             search = Search(self, marginal, program, args, plan, trained)
@@ -148,6 +149,16 @@ class MaximumLikelihood(AbstractBackend):
             "tolerance": self.tolerance,
             "max_evaluations": self.max_evaluations,
         }
+
+
+def _check_weights(program: Program, args: tuple[Any, ...]) -> None:
+    """Weights with priors are no business of a point estimate."""
+    for name, site in run(program, args, hypers="moderate", seed=0).functions.items():
+        if site.role.random:
+            raise UnsupportedError(
+                f"NeuralEffect({name!r}): with prior= its weights are hyper-parameters, to be sampled with NUTS or SVI. "
+                "Here use prior=None and Training(weight_decay=...)."
+            )
 
 
 class Search:

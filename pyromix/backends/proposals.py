@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ WIDEST = 3.0  # largest ratio of a split scale to the curvature's
 PROBE = math.sqrt(2.0)  # distance, in standard deviations, of the points that skewness is read off at
 REACH = 2.5  # standard deviations beyond which centre and covariance of the coefficients no longer move
 DIFFERENCE = 1e-2  # standard deviations
+WIDE_SHARE, WIDER, WIDE_TAILS = 0.15, 2.0, 3.0  # of the draws; scales and degrees of freedom of the wide proposal
 MANY = 40  # coefficients, beyond which their covariance is taken as constant
 
 Density = Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -151,7 +152,41 @@ class _Slice:
     log_marginal: float
 
 
+@dataclass(frozen=True)
+class Defensive:
+    """Mostly one proposal, and a share of a wider one, so that no tail is left without draws."""
+
+    base: Proposal
+    wide: Proposal
+
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        count = round(WIDE_SHARE * n)
+        return np.concatenate([self.base.draw(n - count, rng), self.wide.draw(count, rng)])
+
+    def log_density(self, t: np.ndarray) -> np.ndarray:
+        base, wide = self.base.log_density(t), self.wide.log_density(t)
+        return np.logaddexp(math.log(1 - WIDE_SHARE) + base, math.log(WIDE_SHARE) + wide)
+
+
 def proposal_at(density: Density, mode: np.ndarray, root: np.ndarray, top: float, inner: np.ndarray) -> Proposal:
+    """The proposal at a mode, and a share of the same with wide and heavy tails in the variance parameters.
+
+    The data may leave a variance of zero possible: on the scale of its logarithm that is a tail that falls off as the
+    prior's volume, over many times the width of the mode.
+    """
+    base = _at_mode(density, mode, root, top, inner)
+    if isinstance(base, Conditional):
+        return Defensive(base, replace(base, marginal=_widened(base.marginal)))
+    return Defensive(base, _widened(base))
+
+
+def _widened(proposal: SplitStudent) -> SplitStudent:
+    return replace(proposal, below=WIDER * proposal.below, above=WIDER * proposal.above, df=WIDE_TAILS)
+
+
+def _at_mode(
+    density: Density, mode: np.ndarray, root: np.ndarray, top: float, inner: np.ndarray
+) -> Conditional | SplitStudent:
     """The proposal at a mode.
 
     Parameters

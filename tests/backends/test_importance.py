@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 from pyromix.backends.importance import sample
-from pyromix.backends.proposals import Conditional, SplitStudent, proposal_at
+from pyromix.backends.proposals import Conditional, Defensive, SplitStudent, proposal_at
 
 
 def funnel(t: np.ndarray) -> tuple[float, np.ndarray]:
@@ -56,8 +56,13 @@ def test_conditional_follows_a_funnel(rng: np.random.Generator) -> None:
     hessian = np.array([[1 / 0.16 + np.exp(0.32), -np.exp(0.32)], [-np.exp(0.32), np.exp(0.32)]])
     root = np.linalg.cholesky(np.linalg.inv(hessian))
     proposal = proposal_at(funnel, mode, root, funnel(mode)[0], np.array([1]))
-    assert isinstance(proposal, Conditional)
-    assert grid_integral(proposal) == pytest.approx(1.0, abs=2e-3)
+    assert isinstance(proposal, Defensive)
+    assert isinstance(proposal.base, Conditional)
+    assert grid_integral(proposal.base) == pytest.approx(1.0, abs=2e-3)
+    draws = proposal.draw(1000, rng)
+    both = 0.85 * np.exp(proposal.base.log_density(draws)) + 0.15 * np.exp(proposal.wide.log_density(draws))
+    assert_allclose(np.exp(proposal.log_density(draws)), both)
+    assert draws[850:, 0].std() > 1.5 * draws[:850, 0].std()
     found = sample(lambda t: many(funnel, t), proposal, root, 2000, 1000, rng, 2000)
     assert found.smoothed.effective_size > 1400
     assert abs(found.log_evidence) < 5 * found.evidence_error  # of a normalised density; false alarm 1 in 2 million
