@@ -156,7 +156,7 @@ def _check_weights(program: Program, args: tuple[Any, ...]) -> None:
     for name, site in run(program, args, hypers="moderate", seed=0).functions.items():
         if site.role.random:
             raise UnsupportedError(
-                f"NeuralEffect({name!r}): with prior= its weights are hyper-parameters, to be sampled with NUTS or SVI. "
+                f"NeuralEffect({name!r}): with prior= its weights are hyper-parameters, to be sampled (NUTS, SVI). "
                 "Here use prior=None and Training(weight_decay=...)."
             )
 
