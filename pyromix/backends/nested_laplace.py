@@ -14,8 +14,8 @@ from pyromix.backends import workers
 from pyromix.backends.base import AbstractBackend
 from pyromix.backends.hyper_posterior import HyperPosterior, Mode, default_marginal
 from pyromix.backends.importance import Weighted, sample
+from pyromix.backends.mode_proposal import proposal_at
 from pyromix.backends.posterior import posterior_estimate
-from pyromix.backends.proposals import proposal_at
 from pyromix.backends.quasi_newton import PATIENCE
 from pyromix.backends.reinstate import generator_at, joined, share, stacked
 from pyromix.backends.trained_weights import train_weights
