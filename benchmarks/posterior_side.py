@@ -16,12 +16,12 @@ from benchmarks.posteriors import CORRECTED, EXACT, LAPLACE, NESTED_QUADRATURE, 
 
 Target = dict[str, Any]
 Fitter = Callable[[Any], Any]  # a backend -> its Fit
-NODES = 15
+NODES = 25
 FAMILIES = {"binomial": "Binomial", "poisson": "Poisson", "gaussian": "Gaussian"}
 
 
 def backend(method: str, target: Target) -> Any:
-    """The backend of a method, with the target's draws, chains and cores."""
+    """The backend of a method, with the target's draws, chains and cores; nested Laplace makes one set of as many."""
     import pyromix as pmx
 
     if method.startswith("NestedLaplace"):
@@ -29,7 +29,8 @@ def backend(method: str, target: Target) -> Any:
             NESTED_QUADRATURE: {"marginal": pmx.GaussHermite(NODES)},
             CORRECTED: {"correct": 20},
         }
-        return pmx.NestedLaplace(draws=target["draws"], cores=target["cores"], **options.get(method, {}))
+        draws = target["draws"] * target["chains"]
+        return pmx.NestedLaplace(draws=draws, cores=target["cores"], **options.get(method, {}))
     marginals = {LAPLACE: pmx.Laplace(), EXACT: pmx.Exact(), QUADRATURE: pmx.GaussHermite(NODES)}
     chains = {key: target[key] for key in ("draws", "tune", "chains", "cores")}
     return pmx.NUTS(**chains, marginal=marginals.get(method))
@@ -69,18 +70,17 @@ def _priors(target: Target) -> dict[str, Any]:
 
 
 def schools(target: Target) -> Fitter:
-    import pyro
     import pyro.distributions as dist
 
     import pyromix as pmx
 
     number = lambda value: torch.tensor(value, dtype=torch.float64)  # noqa: E731
     data = {"y": number(target["y"]), "s": number(target["s"])}
+    mean = pmx.LinearEffect("mu", prior=dist.Normal(number(0.0), number(5.0)))
     effect = pmx.RandomEffect("school", pmx.IID(sd=dist.HalfCauchy(number(5.0))), levels=len(target["y"]))
 
     def program(data: dict[str, torch.Tensor]) -> None:
-        mu = pyro.sample("mu", dist.Normal(number(0.0), number(5.0)))
-        eta = mu + effect(torch.arange(len(data["s"])))
+        eta = mean(torch.ones(len(data["s"]), 1, dtype=torch.float64)) + effect(torch.arange(len(data["s"])))
         pmx.observe("y", pmx.Gaussian(), eta, data["y"], sigma=data["s"])
 
     return lambda chosen: pmx.fit(program, data, chosen, seed=target["seed"], progress=False)
@@ -153,6 +153,7 @@ def main(path: str, method: str) -> dict[str, Any]:
         "draws": draws,
         "seconds": seconds,
         "compile": float("nan"),
+        "ess": effective_size(fit),
         "status": fit.status.name,
         "health": [f"{record.severity}: {record.code} {record.value}" for record in fit.health],
         "divergences": divergences(fit),

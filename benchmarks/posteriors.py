@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).resolve().parent / "data"
 NUTS, LAPLACE, EXACT, NESTED = "NUTS", "NUTS(marginal=Laplace())", "NUTS(marginal=Exact())", "NestedLaplace"
-QUADRATURE, NESTED_QUADRATURE = "NUTS(marginal=GaussHermite(15))", "NestedLaplace(marginal=GaussHermite(15))"
+QUADRATURE, NESTED_QUADRATURE = "NUTS(marginal=GaussHermite(25))", "NestedLaplace(marginal=GaussHermite(25))"
 CORRECTED = "NestedLaplace(correct=20)"
+FASTEST = "the fastest reliable method"
 APPROXIMATE = (LAPLACE, NESTED)  # equal to the joint posterior up to the error of Laplace's approximation
 NUMPYRO, BAMBI, PYMC, RSTANARM = "NumPyro", "Bambi + nutpie", "PyMC + nutpie", "rstanarm"
 
@@ -102,7 +103,11 @@ Target = MixedModel | Schools | Network
 
 @dataclass(frozen=True)
 class Requirement:
-    """Effective draws a second of `method`: at least `floor`, or `ratio` times those of a peer (or the ``"best"``)."""
+    """Effective draws a second of `method`: at least `floor`, or `ratio` times those of a peer (or the ``"best"``).
+
+    `FASTEST` stands for whichever of pyromix's methods is fastest among those that agree with the reference and do not
+    call themselves unreliable.
+    """
 
     method: str
     floor: float | None = None
@@ -233,7 +238,7 @@ def _rows(matrix: np.ndarray) -> list[list[float]]:
 
 NUMPYRO_AND_BAMBI = {NUMPYRO: "numpyro_posterior.py", BAMBI: "bambi_posterior.py"}
 NUMPYRO_AND_PYMC = {NUMPYRO: "numpyro_posterior.py", PYMC: "pymc_posterior.py"}
-AT_LEAST_EACH = (Requirement(NUTS, ratio=1.0),)
+AT_LEAST_EACH = (Requirement(FASTEST, ratio=1.0), Requirement(NUTS, ratio=1.0))
 
 POSTERIORS: dict[str, PosteriorCase] = {
     case.name: case
@@ -251,7 +256,7 @@ POSTERIORS: dict[str, PosteriorCase] = {
             fewer={RSTANARM: 500},
         ),
         PosteriorCase("radon_posterior", radon, (NESTED, EXACT, NUTS), NUMPYRO_AND_BAMBI, AT_LEAST_EACH),
-        PosteriorCase("eight_schools_posterior", eight_schools, (NUTS,), NUMPYRO_AND_PYMC, AT_LEAST_EACH),
+        PosteriorCase("eight_schools_posterior", eight_schools, (NESTED, EXACT, NUTS), NUMPYRO_AND_PYMC, AT_LEAST_EACH),
         PosteriorCase(
             "toenail_posterior",
             toenail,
@@ -261,6 +266,8 @@ POSTERIORS: dict[str, PosteriorCase] = {
         ),
         PosteriorCase("three_level_posterior", three_level, (NESTED, LAPLACE, NUTS), NUMPYRO_AND_BAMBI, AT_LEAST_EACH),
         # fewer draws, so that PyMC ends within a few minutes
-        PosteriorCase("bayesian_network_posterior", network, (NUTS,), NUMPYRO_AND_PYMC, AT_LEAST_EACH, draws=500),
+        PosteriorCase(
+            "bayesian_network_posterior", network, (NUTS,), NUMPYRO_AND_PYMC, (Requirement(NUTS, ratio=1.0),), draws=500
+        ),
     )
 }

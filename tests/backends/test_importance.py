@@ -8,8 +8,8 @@ from numpy.testing import assert_allclose
 from scipy import stats
 from scipy.special import gammaln
 
-from pyromix.backends.importance import sample
 from pyromix.backends.boundary import Boundary, boundaries
+from pyromix.backends.importance import sample
 from pyromix.backends.mode_proposal import Conditional, proposal_at
 from pyromix.backends.proposals import Mixture, SplitStudent
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ import scipy.stats as st
 import torch
 
 from benchmarks import joint_gradient, posterior_accuracy, posterior_report, posterior_side
-from benchmarks.harness import PEERS
+from benchmarks.harness import PEERS, Failed
 from benchmarks.posterior_report import Side
 from benchmarks.posteriors import (
     EXACT,
+    FASTEST,
     LAPLACE,
     NESTED,
     NUMPYRO,
@@ -70,7 +72,7 @@ def test_every_script_and_command_exists_and_requirements_name_sides(case: Poste
     assert all((PEERS / script).is_file() for script in case.peers.values())
     assert (PEERS.parent / f"{case.name}.py").is_file()
     for requirement in case.required:
-        assert requirement.method in case.methods
+        assert requirement.method in (*case.methods, FASTEST)
         assert requirement.against in (*case.peers, "best")
 
 
@@ -197,6 +199,24 @@ def test_a_faster_but_different_posterior_meets_nothing() -> None:
     lines, met = posterior_report.verdicts(CASE, sides, [NUMPYRO, RSTANARM], [NUTS])
     assert not met
     assert sum("not by the same posterior" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize(("excluded", "meets"), [((), True), ((NESTED,), False)])
+def test_the_fastest_method_counts_if_it_is_reliable(excluded: tuple[str, ...], meets: bool) -> None:
+    case = replace(CASE, required=(Requirement(FASTEST, ratio=1.0),))
+    sides = {NESTED: side(seconds=1.0), NUTS: side(seconds=20.0), NUMPYRO: side(seconds=10.0)}
+    assert posterior_report.fastest(case, sides, excluded) == (NUTS if excluded else NESTED)
+    assert posterior_report.verdicts(case, sides, [NUMPYRO], unreliable=excluded)[1] is meets
+
+
+def test_a_side_of_our_own_that_fails_does_not_pass_the_check(monkeypatch, capsys) -> None:
+    def fails(*args: object) -> dict:
+        raise Failed("no")
+
+    monkeypatch.setattr(posterior_report, "run_side", fails)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--sides", NUTS, "--check"])
+    assert posterior_report.main("eight_schools_posterior") == 1
+    assert f"{NUTS}: FAILED: no" in capsys.readouterr().out
 
 
 def test_a_peer_that_was_not_run_leaves_its_requirement_open() -> None:
