@@ -1,8 +1,9 @@
-"""Programs as pure tensor functions, evaluated eagerly, as a traced graph, or as code compiled by Inductor.
+"""Programs as pure tensor functions, evaluated eagerly, as a traced graph, or as compiled code.
 
 Running a Pyro program costs some hundred Python calls however few its rows. A function that is evaluated often is
-therefore traced once to a graph of tensor operations, which can also be compiled. What pays depends on the number of
-evaluations alone: `cheapest` is the one rule, from the measured `COSTS`.
+therefore traced once to a graph of tensor operations, which can also be compiled: in a fraction of a second from C
+(`pyromix.native`) where no gradients have to flow through it, or else in seconds by torch's Inductor. What pays depends
+on the number of evaluations alone: `cheapest` is the one rule, from the measured `COSTS`.
 
 Tracing records the operations of one run. Everything that does not depend on the inputs (checks of the data, priors) is
 evaluated then and there and enters the graph as a constant; a branch that depends on the inputs cannot be traced. A
@@ -16,7 +17,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from pyromix import native
 from pyromix.errors import ConfigError, DataError, UnsupportedError
 from pyromix.running import Program, Record, run, unvalidated
 
@@ -49,21 +51,24 @@ class Cost:
 
 
 # Value and gradient of the log joint density of a logistic model with 7,584 rows and 348 unknowns, one thread.
-# Compiling took 2.5 to 4 s where Inductor had seen the graph before and 11 s where not; the constant lies between.
 COSTS = {
     "eager": Cost(0.0, 1.6e-3),
     "traced": Cost(0.2, 0.84e-3),
-    "compiled": Cost(6.0, 0.12e-3),
+    "compiled": Cost(0.6, 0.06e-3),
 }
+# Compiling took 2.5 to 4 s where Inductor had seen the graph before and 11 s where not; the constant lies between.
+INDUCTOR_COSTS = {**COSTS, "compiled": Cost(6.0, 0.12e-3)}
 
 
-def cheapest(evaluations: int, modes: Sequence[str] = MODES) -> str:
+def cheapest(evaluations: int, modes: Sequence[str] = MODES, costs: Mapping[str, Cost] = COSTS) -> str:
     """The mode with the least expected total cost; the simpler one where equal."""
-    return min(modes, key=lambda mode: COSTS[mode].total(evaluations))
+    return min(modes, key=lambda mode: costs[mode].total(evaluations))
 
 
-def compiler_problem() -> str | None:
-    """Why nothing can be compiled here, or ``None``: Inductor needs a C++ compiler."""
+def compiler_problem(by: str = "inductor") -> str | None:
+    """Why nothing can be compiled here, or ``None``: ``"inductor"`` needs a C++ compiler, ``"c"`` one for C."""
+    if by == "c":
+        return native.compiler_problem()
     named = os.environ.get("CXX")
     if named:
         return None if shutil.which(named.split()[0]) else f"CXX={named} is not there"
@@ -80,10 +85,14 @@ class Compiled:
         ``"eager"``, ``"traced"`` or ``"compiled"``: the one in use.
     reason
         Why it is not the one that was wanted; empty if it is.
+    by
+        What compiled it: ``"c"`` or ``"inductor"``; empty where nothing is compiled.
     """
 
-    def __init__(self, call: Function, inputs: Sequence[torch.Tensor], mode: str, reason: str = "") -> None:
-        self._call, self.mode, self.reason = call, mode, reason
+    def __init__(
+        self, call: Function, inputs: Sequence[torch.Tensor], mode: str, reason: str = "", by: str = ""
+    ) -> None:
+        self._call, self.mode, self.reason, self.by = call, mode, reason, by
         self._shapes = [(tensor.shape, tensor.dtype) for tensor in inputs]
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
@@ -128,11 +137,9 @@ def compile_function(
     if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
         raise ConfigError(f"compile_function(evaluations={evaluations!r}): must be a positive integer.")
     inputs = [tensor.detach().clone() for tensor in example_inputs]
-    problem = compiler_problem()
-    if mode == "auto":
-        wanted = cheapest(evaluations, MODES if problem is None else MODES[:2])
-    else:
-        wanted = mode
+    problems = {by: compiler_problem(by) for by in (("inductor",) if differentiable else ("c", "inductor"))}
+    usable = [by for by, problem in problems.items() if problem is None]
+    wanted = _wanted(mode, evaluations, usable)
     if wanted == "eager":
         return Compiled(function, inputs, "eager")
     graph, reason = _attempt("traced", function, inputs, lambda: _trace(function, inputs))
@@ -140,11 +147,29 @@ def compile_function(
         return Compiled(function, inputs, "eager", reason)
     if wanted == "traced":
         return Compiled(graph, inputs, "traced")
-    if problem is not None:
-        log.info("not compiled: %s", problem)
-        return Compiled(graph, inputs, "traced", problem)
-    code, reason = _attempt("compiled", function, inputs, lambda: _compile(graph, inputs, differentiable))
-    return Compiled(graph, inputs, "traced", reason) if code is None else Compiled(code, inputs, "compiled")
+    reason = "; ".join(problem for problem in problems.values() if problem)
+    if not usable:
+        log.info("not compiled: %s", reason)
+    compilers = {
+        "c": lambda: native.compile_graph(graph, inputs),
+        "inductor": lambda: _compile(graph, inputs, differentiable),
+    }
+    for by in usable:
+        # what C cannot do is worth Inductor's seconds only for many evaluations
+        if _wanted(mode, evaluations, [by]) == "compiled":
+            code, reason = _attempt("compiled", function, inputs, compilers[by])
+            if code is not None:
+                return Compiled(code, inputs, "compiled", by=by)
+    return Compiled(graph, inputs, "traced", reason)
+
+
+def _wanted(mode: str, evaluations: int, usable: Sequence[str]) -> str:
+    """The mode to try, with the compilers that there are."""
+    if mode != "auto":
+        return mode
+    if not usable:
+        return cheapest(evaluations, MODES[:2])
+    return cheapest(evaluations, costs=COSTS if "c" in usable else INDUCTOR_COSTS)
 
 
 def _attempt(

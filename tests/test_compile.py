@@ -21,6 +21,7 @@ from pyromix.compile import MODES, cheapest, compile_function, tensor_program
 from pyromix.potential import log_density, log_joint
 
 needs_compiler = pytest.mark.skipif(compilation.compiler_problem() is not None, reason="no C++ compiler")
+needs_c = pytest.mark.skipif(compilation.compiler_problem("c") is not None, reason="no C compiler")
 inductor_warns = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning:torch")
 
 
@@ -90,12 +91,15 @@ def test_traced_value_and_gradient(case: Any) -> None:
         assert float(gradient @ step) == pytest.approx(difference, rel=1e-4, abs=1e-9 * abs(float(value)))
 
 
-@needs_compiler
+@pytest.mark.parametrize("by", [pytest.param("c", marks=needs_c), pytest.param("inductor", marks=needs_compiler)])
 @inductor_warns
-def test_compiled_value_and_gradient() -> None:
+def test_compiled_value_and_gradient(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if by == "inductor":
+        monkeypatch.setattr(compilation, "compiler_problem", lambda by="inductor": None if by == "inductor" else "none")
     potential = log_joint(*logistic())
     eager, compiled = (potential.value_and_gradient(mode=mode, evaluations=1) for mode in ("eager", "compiled"))
-    assert (compiled.mode, compiled.reason) == ("compiled", "")
+    assert (compiled.mode, compiled.by, compiled.reason) == ("compiled", by, "")
+    assert (eager.mode, eager.by) == ("eager", "")
     z = potential.example + 0.1 * torch.sin(torch.arange(potential.size, dtype=torch.float64))
     (value, gradient), (value_c, gradient_c) = eager(z), compiled(z)
     torch.testing.assert_close(value_c, value, rtol=1e-12, atol=1e-9)
@@ -168,15 +172,28 @@ def test_names_must_be_those_of_the_program(names: tuple[str, ...]) -> None:
 def test_more_evaluations_never_choose_a_simpler_mode() -> None:
     chosen = [MODES.index(cheapest(10**k)) for k in range(8)]
     assert chosen == sorted(chosen) and chosen[0] == 0 and chosen[-1] == 2
-    assert [cheapest(n) for n in (30, 1000, 100_000)] == ["eager", "traced", "compiled"]
+    assert [cheapest(n) for n in (30, 400, 1000, 100_000)] == ["eager", "traced", "compiled", "compiled"]
+    slow = [cheapest(n, costs=compilation.INDUCTOR_COSTS) for n in (30, 400, 1000, 100_000)]
+    assert slow == ["eager", "traced", "traced", "compiled"]
 
 
 def test_auto_follows_the_rule_and_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     example = [torch.ones(3, dtype=torch.float64)]
     assert compile_function(torch.sin, example, evaluations=10).mode == "eager"
     assert compile_function(torch.sin, example, evaluations=1000).mode == "traced"
-    monkeypatch.setattr(compilation, "compiler_problem", lambda: "none here")
-    assert compile_function(torch.sin, example, evaluations=10**6).mode == "traced"
+    monkeypatch.setattr(compilation, "compiler_problem", lambda by: "none here")
+    made = compile_function(torch.sin, example, evaluations=10**6, differentiable=False)
+    assert (made.mode, made.reason) == ("traced", "")
+
+
+@needs_c
+def test_auto_compiles_c_for_few_evaluations_and_inductor_for_many() -> None:
+    """Sorting is not known in C; that is no reason to wait for Inductor unless it pays."""
+    example = [torch.arange(3, dtype=torch.float64)]
+    made = compile_function(torch.sin, example, evaluations=2000, differentiable=False)
+    assert (made.mode, made.by) == ("compiled", "c")
+    made = compile_function(lambda x: x.sort().values, example, evaluations=2000, differentiable=False)
+    assert made.mode == "traced" and made.by == "" and "aten.sort" in made.reason
 
 
 @pytest.mark.parametrize(
@@ -203,11 +220,16 @@ def test_without_a_compiler_the_graph_is_used(
     assert made.mode == "traced" and "no C++ compiler was found" in made.reason
     assert "not compiled: no C++ compiler was found" in caplog.text
     assert torch.equal(made(torch.tensor([0.5, 2.0])), torch.sin(torch.tensor([0.5, 2.0])))
+    monkeypatch.delenv("CC", raising=False)
+    made = compile_function(torch.sin, [torch.ones(2)], mode="compiled", evaluations=1, differentiable=False)
+    assert made.mode == "traced" and "no C compiler was found" in made.reason and "no C++" in made.reason
 
 
 def test_a_named_compiler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    monkeypatch.setenv("CC", "nor-this-one")
     assert compilation.compiler_problem() == "CXX=no-such-compiler -O2 is not there"
+    assert compilation.compiler_problem("c") == "CC=nor-this-one is not there"
 
 
 def test_a_broken_compiler_leaves_the_graph() -> None:

@@ -1,0 +1,98 @@
+"""Traced graphs as plain C: compiled in a fraction of a second, for functions that are evaluated many times.
+
+Limits: float64, whole numbers and booleans on the CPU, shapes as traced; places (of an index, say) that are the same in
+every call. A matrix that has no Cholesky factor gives NaN where torch raises. What is outside raises `Unsupported`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten
+
+from pyromix.native.build import compiler_problem, load, vector_functions
+from pyromix.native.emit import program
+from pyromix.native.kernels import Builder
+from pyromix.native.lower import Lowering
+from pyromix.native.pointwise import ctype_of
+from pyromix.native.values import Buffer, Strided, Unsupported, Value, contiguous_strides
+from pyromix.native.walk import WritesThroughView
+
+__all__ = ["Unsupported", "compile_graph", "compiler_problem"]
+
+
+def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
+    """The graph as a function of tensors of the shapes and types of `inputs`, compiled from C.
+
+    Its results are fresh tensors. Calls from several threads take turns; a process forked off later calls its own copy.
+
+    Raises
+    ------
+    Unsupported
+        An operation, type or memory layout that is not known, or no working C compiler.
+    """
+    try:
+        return _compiled(graph, inputs)
+    except WritesThroughView:
+        without = make_fx(torch.func.functionalize(graph))(*inputs)
+    try:
+        return _compiled(without, inputs)
+    except WritesThroughView as error:
+        raise Unsupported("a write through a view") from error
+
+
+def _compiled(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
+    builder = Builder()
+    values = [_input(builder, tensor) for tensor in inputs]
+    returned, spec = tree_flatten(Lowering(builder).run(graph, values, [tensor.detach() for tensor in inputs]))
+    outputs = [(builder.output(value), value.shape) if isinstance(value, Value) else None for value in returned]
+    vectorised = vector_functions()
+    source = program(builder, [value.buffer for value in values], vectorised)
+    library = load(source, bool(vectorised))
+    return Function(library, len(inputs), outputs, returned, spec, [tensor for _, tensor in builder.constants.values()])
+
+
+def _input(builder: Builder, tensor: torch.Tensor) -> Strided:
+    if tensor.device.type != "cpu":
+        raise Unsupported(f"an input on {tensor.device}")
+    shape, ctype = tuple(tensor.shape), ctype_of(tensor)
+    return Strided(shape, ctype, builder.buffer(ctype, tensor.numel(), kind="input"), contiguous_strides(shape))
+
+
+class Function:
+    """Calls a compiled graph; keeps what its code points to."""
+
+    def __init__(
+        self,
+        library: Any,
+        inputs: int,
+        outputs: Sequence[tuple[Buffer, tuple[int, ...]] | None],
+        returned: Sequence[Any],
+        spec: Any,
+        constants: Sequence[torch.Tensor],
+    ) -> None:
+        self._library, self._constants, self._spec, self._returned = library, constants, spec, returned
+        self._run = library.run
+        self._run.restype = None
+        self._run.argtypes = [ctypes.c_void_p] * (inputs + sum(output is not None for output in outputs))
+        self._shapes = [None if output is None else (output[1], DTYPES[output[0].ctype]) for output in outputs]
+        self._plain = spec.type in (tuple, list) and all(self._shapes) and all(c.is_leaf() for c in spec.children())
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        inputs = tuple(tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in inputs)
+        made = [torch.empty(entry[0], dtype=entry[1]) for entry in self._shapes if entry is not None]
+        self._run(*[tensor.data_ptr() for tensor in inputs], *[tensor.data_ptr() for tensor in made])
+        if self._plain:
+            return self._spec.type(made)
+        given = iter(made)
+        leaves = [
+            old if entry is None else next(given) for old, entry in zip(self._returned, self._shapes, strict=True)
+        ]
+        return self._spec.unflatten(leaves)
+
+
+DTYPES = {"double": torch.float64, "long long": torch.int64, "_Bool": torch.bool}
