@@ -60,11 +60,19 @@ class HyperPosterior:
 
         self._traced: TracedRuns | None = None
 
-    def trace(self) -> None:
-        """From now on run a traced graph in place of the program, if it can be traced: for many evaluations."""
+    def trace(self, evaluations: int, gradients: bool) -> None:
+        """From now on run a traced graph in place of the program, if it can be traced.
+
+        Parameters
+        ----------
+        evaluations, gradients
+            How many there will be, about, and whether with gradients: compiling has to pay.
+        """
         search = self._search
         if self._traced is None and search.plan.affine and not search.plan.moving:
-            self._traced = trace_runs(search.program, search.args, self._values, search.log_jacobian, self.size)
+            self._traced = trace_runs(
+                search.program, search.args, self._values, search.log_jacobian, self.size, evaluations, gradients
+            )
 
     def __call__(self, t: np.ndarray) -> tuple[float, np.ndarray]:
         """Log density and gradient; -inf with a zero gradient where it cannot be computed."""

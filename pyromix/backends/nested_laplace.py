@@ -154,7 +154,7 @@ class _Sampler:
     def run(self) -> _Found:
         mode = self.posterior.mode(self.progress)
         proposal = proposal_at(self.posterior, mode.t, mode.root, mode.value, self.posterior.linear)
-        self.posterior.trace()
+        self.posterior.trace(max(1, self.first // self.cores), gradients=False)
         self.prepare = WarmStart(self.posterior, mode)
         hidden = not self.progress
         with tqdm(desc="nested Laplace", unit=" draws", disable=hidden, delay=PATIENCE, leave=False) as bar:

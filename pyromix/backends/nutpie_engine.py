@@ -45,6 +45,11 @@ class OutsideSupport(ArithmeticError):
     is_recoverable = True
 
 
+def load() -> None:
+    """Import nutpie, which takes a second: once here rather than in every process forked off."""
+    import nutpie.compiled_pyfunc  # noqa: F401
+
+
 def sample_chain(
     density: Density,
     start: np.ndarray,

@@ -31,7 +31,6 @@ from pyromix.running import Program, run
 
 ENGINES = {"nutpie": nutpie_engine.sample_chain, "pyro": pyro_engine.sample_chain}
 PARAMETRISATIONS = ("auto", "centered", "noncentered")
-TUNE, TUNE_NEAR = 1000, 400
 STEPS = 12  # evaluations expected for a draw, by which the way of evaluating is chosen
 
 
@@ -49,7 +48,7 @@ class NUTS(AbstractBackend):
     ----------
     draws, tune
         Draws kept, and draws of adaptation before them, per chain; by default 400 of these where the coordinates come
-        from the mode of the hyper-parameters' posterior, 1000 where not.
+        from the mode of the hyper-parameters' posterior, 200 with `marginal`, 1000 otherwise.
     chains
         Number of chains, each in a process of its own.
     marginal
@@ -188,11 +187,12 @@ class NUTS(AbstractBackend):
     def _target(
         self, program: Program, args: tuple[Any, ...], plan: Plan | None, trained: Trained | None, progress: bool
     ) -> AbstractTarget:
-        if self.marginal is not None and plan is not None:
-            return marginal_target(self.marginal, program, args, plan, trained, progress)
         cores = min(self.cores or workers.default_cores(), self.chains)
-        total = self.chains * (self.draws + (self.tune or TUNE)) * STEPS
-        return joint_target(program, args, plan, self.parametrisation, max(1, total // cores), progress)
+        total = self.chains * (self.draws + (self.tune or AbstractTarget.tune)) * STEPS
+        evaluations = max(1, total // cores)
+        if self.marginal is not None and plan is not None:
+            return marginal_target(self.marginal, program, args, plan, trained, evaluations, progress)
+        return joint_target(program, args, plan, self.parametrisation, evaluations, progress)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -216,7 +216,7 @@ class _Run:
     ) -> None:
         self.backend, self.target, self.seed, self.progress, self.kept = backend, target, seed, progress, kept
         self.cores = backend.cores or workers.default_cores()
-        self.tune = backend.tune or (TUNE_NEAR if target.near else TUNE)
+        self.tune = backend.tune or target.tune
         self.done: dict[int, Chain] = self._saved()
 
     def draws(self, chains: list[Chain]) -> Draws:
@@ -245,6 +245,8 @@ class _Run:
                 message(task, (length, divergences[missing[task]]))
                 self._save()
 
+            if self.backend.engine == "nutpie":
+                nutpie_engine.load()
             workers.run_tasks([self._task(k) for k in missing], self.cores, message, result)
         return [self.done[k] for k in range(self.backend.chains)]
 

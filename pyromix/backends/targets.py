@@ -44,11 +44,12 @@ class AbstractTarget(ABC):
         Their number.
     note
         What a user should know of how it is evaluated.
-    near
-        Whether the coordinates are those of the posterior's approximation at a mode, so that little is left to adapt.
+    tune
+        Draws of adaptation that are enough: fewer where the coordinates are those of the posterior's approximation at a
+        mode, so that little is left to adapt, and fewest where the effects are integrated out besides.
     """
 
-    near: bool = False
+    tune: int = 1000
     size: int
     note: dict[str, Any]
 
@@ -83,11 +84,11 @@ class AbstractTarget(ABC):
 class MarginalTarget(AbstractTarget):
     """The hyper-parameters, with the effects integrated out."""
 
-    near = True
+    tune = 200
 
-    def __init__(self, posterior: HyperPosterior, mode: Mode) -> None:
+    def __init__(self, posterior: HyperPosterior, mode: Mode, evaluations: int) -> None:
         self.posterior, self.mode, self.size = posterior, mode, posterior.size
-        posterior.trace()
+        posterior.trace(evaluations, gradients=True)
         self.prepare = WarmStart(posterior, mode)
         self.note: dict[str, Any] = {}
 
@@ -143,11 +144,17 @@ class JointTarget(AbstractTarget):
 
 
 def marginal_target(
-    marginal: AbstractMarginal, program: Program, args: tuple[Any, ...], plan: Plan, trained: Trained | None, bar: bool
+    marginal: AbstractMarginal,
+    program: Program,
+    args: tuple[Any, ...],
+    plan: Plan,
+    trained: Trained | None,
+    evaluations: int,
+    progress: bool,
 ) -> MarginalTarget:
     """The posterior of the hyper-parameters under a marginaliser."""
     posterior = HyperPosterior(marginal, program, args, plan, trained)
-    return MarginalTarget(posterior, posterior.mode(bar))
+    return MarginalTarget(posterior, posterior.mode(progress), evaluations)
 
 
 def joint_target(
@@ -183,5 +190,5 @@ def _nested(
     potential = Potential(program, args, [name for name in plan.latents if share[name] >= rich])
     coordinates = nested_coordinates(potential, posterior, mode)
     target = JointTarget(potential, lambda density: coordinates, evaluations)
-    target.near = True
+    target.tune = 400
     return target

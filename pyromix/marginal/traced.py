@@ -1,4 +1,4 @@
-"""Runs of a program as a traced graph: what a marginaliser reads of it, at a fraction of the cost."""
+"""Runs of a program as a traced graph, or compiled: what a marginaliser reads of it, at a fraction of the cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pyromix.linalg.operators import BlockOperator
 from pyromix.marginal.plan import data_of
 from pyromix.running import Program, Record, Site, run
 
-MANY = 1000  # evaluations: the graph is worth its trace
 Values = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 
@@ -26,7 +25,7 @@ class TracedRuns:
     predictor without effects, the dispersion, the factors of the effects' covariances and the hyper-parameters.
     """
 
-    def __init__(self, base: Record, values: Values, graph: Compiled) -> None:
+    def __init__(self, base: Record, values: Values, graph: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> None:
         self.base, self.values, self.graph = base, values, graph
         self.data = data_of(base)
 
@@ -55,6 +54,8 @@ def trace_runs(
     values: Values,
     log_jacobian: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
     size: int,
+    evaluations: int,
+    gradients: bool,
 ) -> TracedRuns | None:
     """Trace a program in coordinates t (size,); ``None`` if it cannot be, and has to be run.
 
@@ -64,6 +65,8 @@ def trace_runs(
         Hyper-parameters at t.
     log_jacobian
         Log volume of the coordinates at these values, to be added to the log prior.
+    evaluations, gradients
+        How often it will be run, about, and whether gradients will be wanted each time.
     """
     example = torch.zeros(size, dtype=torch.float64)
     try:
@@ -76,12 +79,45 @@ def trace_runs(
         *parts, log_prior = front(front.flat(at))
         return (*parts, log_prior + log_jacobian(at))
 
-    graph = compile_function(outputs, [example], mode="traced", evaluations=MANY)
-    if graph.mode == "eager":
+    traced = compile_function(outputs, [example], mode="traced", evaluations=evaluations)
+    if traced.mode == "eager":
         return None
     with torch.no_grad():
         base = run(program, args, values(example))
-    return TracedRuns(base, values, graph)
+    return TracedRuns(base, values, _compiled(traced, example, evaluations, gradients) or traced)
+
+
+def _compiled(
+    traced: Compiled, example: torch.Tensor, evaluations: int, gradients: bool
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None:
+    """The graph and its pullback compiled, or ``None`` where that does not pay or cannot be done."""
+    forward = compile_function(traced, [example], evaluations=evaluations, differentiable=False)
+    if forward.mode != "compiled":
+        return None
+    if not gradients:
+        return forward
+
+    def pullback(t: torch.Tensor, *slopes: torch.Tensor) -> torch.Tensor:
+        return torch.func.vjp(traced, t)[1](slopes)[0]
+
+    slopes = [torch.ones_like(part) for part in forward(example)]
+    back = compile_function(pullback, [example, *slopes], evaluations=evaluations, differentiable=False)
+    return None if back.mode != "compiled" else lambda t: _WithPullback.apply(t, forward, back)
+
+
+class _WithPullback(torch.autograd.Function):
+    """A function whose gradient is another function: what is compiled has no graph of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, t: torch.Tensor, forward: Compiled, back: Compiled) -> tuple[torch.Tensor, ...]:
+        ctx.save_for_backward(t)
+        ctx.back = back
+        return tuple(forward(t.detach()))
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (t,) = ctx.saved_tensors
+        return ctx.back(t, *slopes), None, None
 
 
 def _with_factor(site: Site, block: torch.Tensor) -> Site:
