@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyromix.errors import ConfigError
+from pyromix.errors import ConfigError, DataError
 from pyromix.results import Fit
 from pyromix.results.estimate import Estimate
 from pyromix.running import Program, Record, run
@@ -48,7 +48,20 @@ def check_seed(seed: Any) -> None:
 
 
 def check_responses(record: Record) -> None:
-    """Let every family refuse a response it cannot have; rows that do not count are not looked at."""
+    """Let every family refuse a response it cannot have; rows that do not count are not looked at.
+
+    Raises
+    ------
+    DataError
+        No row counts at all.
+    """
+    masks = [site.role.mask for site in record.data.values() if site.role.obs is not None]
+    if masks and not record.observed and not any(mask is None or bool(mask.any()) for mask in masks):
+        names = ", ".join(map(repr, record.data))
+        raise DataError(
+            f"observe({names}): every row is masked, so there is nothing to fit; draw from the priors with "
+            "pyromix.prior_predictive instead."
+        )
     for name, site in record.data.items():
         role = site.role
         if role.obs is None:
