@@ -18,6 +18,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,12 @@ log = logging.getLogger(__name__)
 MODES = ("eager", "traced", "compiled")
 TOLERANCE = 1e-9  # of the largest entry: how far a graph's result may be from the function's
 CXX_NAMES = ("g++", "clang++", "c++")
+# tensors that programs make in order to write to them
+BLANKS = {
+    *(torch.empty, torch.zeros, torch.ones, torch.full, torch.empty_like, torch.zeros_like, torch.ones_like),
+    *(torch.full_like, torch.Tensor.new_empty, torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_full),
+}
+WRITES = {f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior", "ixor")}
 
 
 @dataclass(frozen=True)
@@ -204,26 +211,43 @@ def _disagreement(function: Function, built: Function, inputs: list[torch.Tensor
     return ""
 
 
-class _FoldConstants(TorchFunctionMode):
-    """Evaluate outside the trace whatever does not depend on the traced inputs."""
+class _WrittenConstant(Exception):
+    """What depends on the inputs is written to a tensor that was kept out of the trace."""
 
-    def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
+
+class _FoldConstants(TorchFunctionMode):
+    """Evaluate outside the trace whatever does not depend on the traced inputs; blank tensors too, if `blanks`."""
+
+    def __init__(self, inputs: Sequence[torch.Tensor], blanks: bool) -> None:
         super().__init__()
+        self._blanks = blanks
         self._traced = {id(tensor): tensor for tensor in inputs}  # references, so that no id is used twice
         self._outer = not any(map(_is_wrapped, inputs))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not any(self._depends(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)):
+        depends = any(self._depends(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+        blank = not depends and func in BLANKS and not self._blanks
+        if not depends and not blank:
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
-        out = func(*args, **kwargs)
+        if depends and _writes(func) and isinstance(args[0], torch.Tensor) and not self._depends(args[0]):
+            raise _WrittenConstant
+        # past the modes around this one, which would keep a blank out
+        with torch._C.DisableTorchFunction() if blank else nullcontext():
+            out = func(*args, **kwargs)
         self._traced.update({id(leaf): leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)})
         return out
 
     def _depends(self, tensor: torch.Tensor) -> bool:
         # what a functional gradient wraps is for the mode inside it to judge
         return id(tensor) in self._traced or (self._outer and _is_wrapped(tensor))
+
+
+def _writes(func: Any) -> bool:
+    """Whether a function changes its first argument."""
+    name = getattr(func, "__name__", "")
+    return name in WRITES or (name.endswith("_") and not name.endswith("__"))
 
 
 def _is_wrapped(tensor: torch.Tensor) -> bool:
@@ -234,8 +258,12 @@ def folding(function: Function) -> Function:
     """The function, with what does not depend on its inputs kept out of a trace."""
 
     def folded(*inputs: torch.Tensor) -> Any:
-        with _FoldConstants(inputs):
-            return function(*inputs)
+        try:
+            with _FoldConstants(inputs, blanks=True):
+                return function(*inputs)
+        except _WrittenConstant:
+            with _FoldConstants(inputs, blanks=False):
+                return function(*inputs)
 
     return folded
 

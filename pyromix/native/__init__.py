@@ -14,7 +14,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten
 
-from pyromix.native.build import compiler_problem, load, vector_functions
+from pyromix.native.build import compiler, compiler_problem, load, vector_functions
 from pyromix.native.emit import program
 from pyromix.native.kernels import Builder
 from pyromix.native.lower import Lowering
@@ -22,7 +22,7 @@ from pyromix.native.pointwise import ctype_of
 from pyromix.native.values import Buffer, Strided, Unsupported, Value, contiguous_strides
 from pyromix.native.walk import WritesThroughView
 
-__all__ = ["Unsupported", "compile_graph", "compiler_problem"]
+__all__ = ["Unsupported", "compile_graph", "compiler", "compiler_problem"]
 
 
 def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pyromix.native.kernels import Builder, Line, Loop, Raw, Write
 from pyromix.native.prelude import FUNCTIONS, MATHS
@@ -63,7 +63,9 @@ def _memory(buffer: Buffer) -> str:
 
 def _prelude(body: str, vectorised: Sequence[str]) -> list[str]:
     """What the body calls, and what that calls; no header, for reading those takes longer than our code."""
-    used, waiting, text = set(), [body], []
+    used: set[str] = set()
+    waiting = [body]
+    text: list[str] = []
     while waiting:
         for name in sorted(set(re.findall(r"\b([a-z_][a-z0-9_]*)\(", waiting.pop())) - used):
             used.add(name)
@@ -180,7 +182,7 @@ def _loop_text(loop: Loop) -> Iterator[str]:
         yield f"{write.buffer.ctype} {name} = {IDENTITY[write.operation]};"
     if groups:
         if not loop.serial and extents[inner] >= SHORT:
-            clauses = {}
+            clauses: dict[str, list[str]] = {}
             for name, write in kept:
                 clauses.setdefault(write.operation, []).append(name)
             text = "".join(f" reduction({operation}: {', '.join(names)})" for operation, names in clauses.items())
@@ -202,10 +204,10 @@ def _entry(buffer: Buffer, place: str) -> str:
     return buffer.name if buffer.kind == "scalar" else f"{buffer.name}[{place}]"
 
 
-def _expression(line: Line, address) -> str:
+def _expression(line: Line, address: Callable[[Row], str]) -> str:
     if line.buffer is None:
         return line.text
-    return _entry(line.buffer, line.position or address(line.row))
+    return _entry(line.buffer, line.position if line.row is None else address(line.row))
 
 
 def _nest(loop: Loop) -> list[list[int]]:

@@ -31,6 +31,7 @@ from pyromix.native.values import (
 )
 
 MAX_LINES = 160  # of one loop: more would not fit the registers, and takes the compiler long
+MAX_LOOPS = 50  # how many of the latest are asked whether they take a result
 MAX_SIZE = 2**31 - 1
 IDENTITIES = {"+": "0", "*": "1", "|": "0", "&": "1", "max": "(-__builtin_inf())", "min": "__builtin_inf()"}
 
@@ -142,7 +143,8 @@ class Builder:
         self.buffers: list[Buffer] = []
         self.constants: dict[tuple[int, str], tuple[Buffer, torch.Tensor]] = {}
         self.outputs: list[Buffer] = []
-        self._lines: dict[tuple[Any, ...], Value] = {}
+        self._lines: dict[tuple[Any, ...], tuple[torch.Tensor, Value]] = {}
+        self._loops: dict[tuple[int, ...], list[Loop]] = {}
 
     # -- memory --------------------------------------------------------------------------------------------------------
     def buffer(self, ctype: str, size: int, initial: str | None = None, kind: str = "") -> Buffer:
@@ -179,8 +181,8 @@ class Builder:
         part = tensor.select(dim, k)
         key = (part.data_ptr(), part.shape, part.stride())
         if key not in self._lines:
-            self._lines[key] = self.constant(part.contiguous())
-        return self._lines[key]
+            self._lines[key] = (part, self.constant(part.contiguous()))  # alive, so that no address is used twice
+        return self._lines[key][1]
 
     def positions(self, tensor: torch.Tensor) -> Strided:
         """Constant places in a buffer."""
@@ -201,10 +203,12 @@ class Builder:
         self._write(draft, value, target, strides, offset, operation)
         loads = [line for line in draft.lines if line.buffer is not None]
         best, score = None, -1
-        for loop in reversed(self.kernels):
-            if not isinstance(loop, Loop) or loop.domain != domain or loop.serial != draft.serial:
-                continue
-            if not loop.takes(target, operation) or len(loop.lines) + len(draft.lines) > MAX_LINES:
+        for loop in self._loops.get(domain, [])[: -MAX_LOOPS - 1 : -1]:
+            if (
+                loop.serial != draft.serial
+                or not loop.takes(target, operation)
+                or len(loop.lines) + len(draft.lines) > MAX_LINES
+            ):
                 continue
             if all(loop.provides(line) for line in loads):
                 own = {write.buffer for write in loop.writes}
@@ -215,6 +219,7 @@ class Builder:
             best = draft
             best.position = len(self.kernels)
             self.kernels.append(best)
+            self._loops.setdefault(domain, []).append(best)
         else:
             self._write(best, value, target, strides, offset, operation)
         target.last_write = best.position
@@ -280,10 +285,10 @@ class Builder:
         if value.size:
             self._place(self.settled(value), target.buffer, target.strides, target.offset, operation)
 
-    def put_sum(self, value: Value, target: Strided) -> None:
-        """Write the sum of a value's entries to a look of one entry, zero so far."""
+    def put_sum(self, value: Value, target: Buffer, place: int) -> None:
+        """Add the sum of a value's entries to one entry of a buffer."""
         if value.size:
-            self._place(self.settled(value), target.buffer, (0,) * len(value.shape), target.offset, "+")
+            self._place(self.settled(value), target, (0,) * len(value.shape), place, "+")
 
     def reduced(self, value: Value, dims: Sequence[int], operation: str = "+") -> Value:
         """Combine the entries along dimensions, which keep extent 1."""

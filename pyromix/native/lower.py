@@ -73,6 +73,10 @@ class Lowering:
         args = bound(step)
         if step.is_view and step.name not in NOT_VIEWS and not step.target._overloadname == "dtype":
             return self._viewed(step, value)
+        if step.name in ("as_strided", "as_strided_scatter"):
+            real = by_node[step.args[0]].real
+            if not real.is_contiguous() or real.storage_offset():
+                raise Unsupported(f"{step.target} of memory with gaps")
         if step.name in HANDLERS or self.ops.pointwise.known(step.name):
             reals = map_arg(args, lambda node: by_node[node].real if by_node[node].constant else None)
             return self.ops(step.name, step.target, map_arg(args, value), reals, step.real)
@@ -86,7 +90,7 @@ class Lowering:
             return self.builder.expanded(source, tuple(step.real.shape))
 
         def view(tensor: torch.Tensor) -> torch.Tensor:
-            return step.target(tensor, *rest, **step.kwargs)  # type: ignore[no-any-return]
+            return step.target(tensor, *rest, **step.kwargs)
 
         if isinstance(step.real, torch.Tensor):
             return self.builder.view(source, view)

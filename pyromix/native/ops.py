@@ -10,7 +10,7 @@ import torch
 from pyromix.native.kernels import Builder, regular
 from pyromix.native.pointwise import HEAVY, Pointwise, ctype_of
 from pyromix.native.products import PRODUCTS, Products
-from pyromix.native.values import FLOAT, Buffer, Literal, Padded, Strided, Unsupported, Value
+from pyromix.native.values import BOOL, FLOAT, Buffer, Literal, Padded, Strided, Unsupported, Value
 
 aten = torch.ops.aten
 
@@ -28,9 +28,18 @@ PADS = {
 }
 REDUCTIONS = {"sum": "+", "prod": "*", "amax": "max", "amin": "min", "max": "max", "min": "min", "any": "|", "all": "&"}
 OTHERS = {
-    *("mean", "logsumexp", "_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data"),
+    *(
+        "mean",
+        "var",
+        "std",
+        "logsumexp",
+        "_softmax",
+        "_log_softmax",
+        "_softmax_backward_data",
+        "_log_softmax_backward_data",
+    ),
     *("cumsum", "cumprod", "cat", "stack", "constant_pad_nd", "tril", "triu", "_unsafe_view", "copy", "fill", "zero"),
-    *("log_sigmoid_forward", "diag_embed"),
+    *("log_sigmoid_forward", "diag_embed", "as_strided", "as_strided_scatter"),
 }
 HANDLERS = MOVES | SCATTERS | set(PADS) | set(REDUCTIONS) | OTHERS | set(PRODUCTS)
 
@@ -62,17 +71,17 @@ class Ops:
         """The operation itself, on the places of its argument's entries, says where the result's are."""
         source = self.builder.realised(args[0])
         _check_known(target, args[1:], reals[1:])
-        return self.builder.gathered(source, target(source.positions(), *reals[1:]))
+        arguments = target._schema.arguments[1:]
+        plain = [real for real, argument in zip(reals[1:], arguments, strict=True) if not argument.kwarg_only]
+        return self.builder.gathered(source, target(source.positions(), *plain))
 
     def _padded(self, name: str, args: list[Any], out: torch.Tensor) -> Value:
-        scatter = name.endswith("_scatter")
-        base, piece, rest = (args[0], args[1], args[2:]) if scatter else (None, args[0], args[2:])
-        region = PADS[name](torch.empty(out.shape, device="meta"), *rest)
-        if scatter:
-            found = self.builder.copied(base)
-            piece = self.pointwise.cast(piece, found.ctype)
-            self._put(piece, found, region)
+        region = PADS[name](torch.empty(out.shape, device="meta"), *args[2:])
+        if name.endswith("_scatter"):
+            found = self.builder.copied(args[0])
+            self._put(self.pointwise.cast(args[1], found.ctype), found, region)
             return found
+        piece = args[0]
         if piece.size == out.numel():
             return self.builder.view(piece, lambda tensor: tensor.reshape(out.shape))
         return Padded(tuple(out.shape), piece, region.stride(), int(region.storage_offset()))
@@ -86,6 +95,8 @@ class Ops:
         base, accumulate, alpha = args[0], True, 1
         places = torch.arange(out.numel()).view(out.shape)
         if name == "index_put":
+            if self._is_mask(args, reals):
+                return self.pointwise.choose(args[1][0], args[2], base, base.ctype)
             _check_known(target, [args[1]], [reals[1]])
             piece, accumulate = args[2], bool(args[3])
             places = aten.index.Tensor(places, reals[1])
@@ -107,6 +118,19 @@ class Ops:
         if places.numel():
             self._scatter(piece, found, places, accumulate)
         return found
+
+    @staticmethod
+    def _is_mask(args: list[Any], reals: list[Any]) -> bool:
+        """Whether one number goes to all places of a condition that is computed."""
+        base, indices, piece, accumulate = args
+        return (
+            len(indices) == 1
+            and isinstance(indices[0], Value)
+            and reals[1][0] is None
+            and (indices[0].ctype, indices[0].shape) == (BOOL, base.shape)
+            and piece.size == 1
+            and not accumulate
+        )
 
     def _scatter(self, piece: Value, found: Strided, places: torch.Tensor, accumulate: bool) -> None:
         strides = regular(places)
@@ -188,6 +212,20 @@ class Ops:
     def op_unsafe_view(self, out: torch.Tensor, value: Value, shape: Sequence[int]) -> Value:
         return self.builder.view(value, lambda t: t.view(out.shape))
 
+    def op_as_strided(
+        self, out: torch.Tensor, value: Value, size: Sequence[int], stride: Sequence[int], offset: int | None = None
+    ) -> Value:
+        """Of an argument that torch has in one piece, and so have we."""
+        found = self.builder.contiguous(value)
+        return Strided(tuple(size), found.ctype, found.buffer, tuple(stride), offset or 0)
+
+    def op_as_strided_scatter(self, out: torch.Tensor, value: Value, piece: Value, *region: Any) -> Value:
+        found = self.builder.copied(value)
+        target = self.op_as_strided(out, found, *region)
+        assert isinstance(target, Strided)
+        self.builder.put(self.builder.expanded(piece, target.shape), target)
+        return found
+
     def op_copy(self, out: torch.Tensor, base: Value, value: Value, *_: Any) -> Value:
         return self.builder.expanded(self.pointwise.cast(value, ctype_of(out)), tuple(out.shape))
 
@@ -219,6 +257,20 @@ class Ops:
     def op_mean(self, out: torch.Tensor, value: Value, dims: Any = None, *_: Any) -> Value:
         total = self._combined(value, dims if isinstance(dims, list | tuple | int) else None, "+", out)
         return self.pointwise.f("{0} / {1}", total, value.size // max(out.numel(), 1), cost=2)
+
+    def op_var(
+        self, out: torch.Tensor, value: Value, dims: Any = None, correction: Any = None, keepdim: bool = False
+    ) -> Value:
+        value = self.pointwise.shared(value)
+        dims = list(dims) if dims else list(range(len(value.shape)))
+        count = value.size // max(out.numel(), 1)
+        mean = self.pointwise.f("{0} / {1}", self._along(value, dims, "+"), count)
+        centred = self.builder.realised(self.pointwise.f("{0} - {1}", value, self.builder.realised(mean)))
+        total = self._combined(self.pointwise.f("{0} * {0}", centred), dims, "+", out)
+        return self.pointwise.f("{0} / {1}", total, max(count - (1 if correction is None else correction), 0), cost=2)
+
+    def op_std(self, out: torch.Tensor, *args: Any) -> Value:
+        return self.pointwise.f("sqrt({0})", self.op_var(out, *args), cost=2)
 
     def _along(self, value: Value, dims: Sequence[int], operation: str) -> Value:
         """Combined along dimensions that stay, with extent 1."""

@@ -62,7 +62,7 @@ _DIGAMMA = f"""
   const double f = x - rint(x);
   const double reflected = direct - 3.14159265358979323846 / tan(3.14159265358979323846 * f);
   const double found = x < 0.5 ? reflected : direct;
-  return x < 0 && f == 0 ? __builtin_nan("") : found;
+  return x == 0 ? -__builtin_copysign(__builtin_inf(), x) : x < 0 && f == 0 ? __builtin_nan("") : found;
 }}"""
 
 _TRIGAMMA = f"""

@@ -41,8 +41,7 @@ class Products:
             for i in range(n):
                 for j in range(m):
                     pair = [self._line(a, -2, i), self._line(b, -1, j)]
-                    place = viewed(found, lambda t, i=i, j=j: t[i, j])
-                    self.builder.put_sum(self.pointwise.f("{0} * {1}", *pair), place)  # type: ignore[arg-type]
+                    self.builder.put_sum(self.pointwise.f("{0} * {1}", *pair), found.buffer, i * m + j)
             return found
         return self._called(a, b)
 

@@ -40,11 +40,13 @@ class Buffer:
         What every entry is before the first kernel that touches it; C text.
     last_write
         Number of the last kernel that writes it.
+    offset
+        Where in the arena it is, in bytes.
     """
 
     def __init__(self, name: str, ctype: str, size: int, kind: str, initial: str | None = None) -> None:
         self.name, self.ctype, self.size, self.kind, self.initial = name, ctype, size, kind, initial
-        self.last_write = -1
+        self.last_write, self.offset = -1, 0
 
 
 class Value:

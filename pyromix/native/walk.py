@@ -89,7 +89,7 @@ def _functional(graph: torch.fx.GraphModule) -> tuple[list[Step], dict[Node, Nod
     for node in graph.graph.nodes:
         if node.op == "output":
             return listed, current, node.args[0]
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n, latest=current: latest.get(n, n))
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: current.get(n, n))  # noqa: B023 (called at once)
         target = node.target
         if node.op == "call_function" and isinstance(target, torch._ops.OpOverload):
             if torch.Tag.nondeterministic_seeded in target.tags:
@@ -128,15 +128,18 @@ def _out_of_place(target: torch._ops.OpOverload) -> torch._ops.OpOverload:
 
 
 def _count_readers(listed: list[Step], by_node: dict[Node, Step], returned: Any) -> None:
-    def count(node: Node, readers: int) -> Node:
-        by_node[node].readers += readers
-        return node
-
-    map_arg(returned, lambda node: count(node, 1))
+    for node in _nodes(returned):
+        by_node[node].readers += 1
     for step in reversed(listed):
         if step.readers:
-            through = step.readers if step.is_view else 1
-            map_arg((step.args, step.kwargs), lambda node, n=through: count(node, n))
+            for node in _nodes((step.args, step.kwargs)):
+                by_node[node].readers += step.readers if step.is_view else 1
+
+
+def _nodes(structure: Any) -> list[Node]:
+    found: list[Node] = []
+    map_arg(structure, found.append)
+    return found
 
 
 def _evaluate(graph: torch.fx.GraphModule, kept: list[Step], by_node: dict[Node, Step], reals: Sequence[Any]) -> None:
@@ -149,9 +152,9 @@ def _evaluate(graph: torch.fx.GraphModule, kept: list[Step], by_node: dict[Node,
         elif node.op == "get_attr":
             step.real, step.constant = operator.attrgetter(str(node.target))(graph), True
         else:
-            arguments: list[Node] = []
-            map_arg((step.args, step.kwargs), lambda n, found=arguments: found.append(n) or n)
-            step.constant = all(by_node[n].constant for n in arguments) or step.name in SHAPES_ONLY
+            step.constant = step.name in SHAPES_ONLY or all(
+                by_node[n].constant for n in _nodes((step.args, step.kwargs))
+            )
             args, kwargs = map_arg((step.args, step.kwargs), lambda n: by_node[n].real)
             step.real = step.target(*args, **kwargs)
             if "empty" in step.name:
