@@ -16,7 +16,9 @@ import torch
 from scipy.optimize import minimize
 
 from pyromix.backends.hyper_posterior import HyperPosterior, Mode
-from pyromix.marginal.roots import AbstractRoot, DenseRoot, DiagonalRoot, root_of_inverse
+from pyromix.errors import UnsupportedError
+from pyromix.marginal.correlated import BoundCorrelated
+from pyromix.marginal.roots import AbstractRoot, DenseRoot, DiagonalRoot, root_of_correlated, root_of_inverse
 from pyromix.potential import Potential
 from pyromix.running import Record, run
 
@@ -102,8 +104,7 @@ def informed(posterior: HyperPosterior, mode: Mode) -> dict[str, float]:
     conditional = posterior.bound.conditional(record)
     out = {}
     for name, site in record.latents.items():
-        block = site.fn.operator.block
-        out[name] = float((conditional.sd[name].square() / block.square().sum(-1)).mean())
+        out[name] = float((conditional.sd[name] / site.fn.operator.sds()).square().mean())
     return out
 
 
@@ -117,17 +118,23 @@ def nested_coordinates(potential: Potential, posterior: HyperPosterior, mode: Mo
     steps = [_hyper_z(potential, posterior, mode.t + column, hypers) - middle for column in mode.root.T]
     centre = np.empty(potential.size)
     centre[hypers], centre[effects] = middle, _effect_modes(potential, posterior, mode.t)
-    factor = posterior.bound.curvature(record)
+    inner, scale = _inner_root(potential, posterior, record)
+    follow = _follow(potential, posterior, mode)
+    return Coordinates(centre, NestedRoot(hypers, effects, np.stack(steps, axis=1), follow, inner, scale))
+
+
+def _inner_root(
+    potential: Potential, posterior: HyperPosterior, record: Record
+) -> tuple[AbstractRoot, tuple[tuple[slice, np.ndarray], ...]]:
+    """Root of the effects' covariance, and what takes spherical effects to those sampled centred."""
+    bound = posterior.bound
+    if isinstance(bound, BoundCorrelated):
+        root = root_of_correlated(bound, record, potential.spherical)
+        if root is None:
+            raise UnsupportedError("the correlated effects are too many for a dense root of their covariance")
+        return root, ()
     sd = [site.numpy() for site in _spherical_sd(posterior, record)]
-    root = NestedRoot(
-        hypers,
-        effects,
-        np.stack(steps, axis=1),
-        _follow(potential, posterior, mode),
-        root_of_inverse(factor, sd),
-        _centred_scales(potential, record),
-    )
-    return Coordinates(centre, root)
+    return root_of_inverse(bound.curvature(record), sd), _centred_scales(potential, record)
 
 
 def _positions(potential: Potential, names: Collection[str]) -> np.ndarray:
@@ -161,8 +168,7 @@ def _follow(potential: Potential, posterior: HyperPosterior, mode: Mode) -> np.n
 
 def _spherical_sd(posterior: HyperPosterior, record: Record) -> list[torch.Tensor]:
     conditional = posterior.bound.conditional(record)
-    prior = {name: site.fn.operator.block.square().sum(-1).sqrt() for name, site in record.latents.items()}
-    return [conditional.sd[name] / prior[name] for name in record.latents]
+    return [conditional.sd[name] / site.fn.operator.sds() for name, site in record.latents.items()]
 
 
 def _centred_scales(potential: Potential, record: Record) -> tuple[tuple[slice, np.ndarray], ...]:

@@ -22,11 +22,12 @@ from pyromix.backends.scales import factor_entries, hyper_scales
 from pyromix.backends.training import Trained, Training, evaluating, modules_of, train
 from pyromix.errors import ConfigError, NumericalError, UnsupportedError
 from pyromix.marginal import AbstractMarginal, Exact, Laplace
+from pyromix.marginal.correlated import BoundCorrelated
 from pyromix.marginal.exact import BoundExact
 from pyromix.marginal.laplace import BoundLaplace
 from pyromix.marginal.plan import Plan, data_of, make_plan
 from pyromix.marginal.quadrature import BoundQuadrature
-from pyromix.marginal.start import coefficient_start
+from pyromix.marginal.start import coefficient_start, without_effects
 from pyromix.results.estimate import Estimate
 from pyromix.running import Program, Record, Site, run
 
@@ -177,7 +178,7 @@ class Search:
         self.trained = trained
         self.bound = marginal.bind(program, args, plan)
         self.scales, self.base, self.glm = hyper_scales(program, args, plan, self.bound)
-        self.out = self.bound.out if isinstance(self.bound, BoundExact) else ()
+        self.out = self.bound.out
         self.sites = {name: site for name, site in self.base.hypers.items() if name not in self.out}
         self.zeros = {name: torch.zeros_like(self.base.hypers[name].value.detach()) for name in self.out}
         starts, rotations = self._starts()
@@ -232,6 +233,8 @@ class Search:
             estimate, covariance, effects = coefficient_start(self.plan, problem, self.glm)
             affine.warm = effects
             return estimate, covariance
+        if isinstance(self.bound, BoundCorrelated):
+            return without_effects(self.plan, record, self.glm)
         size = sum(design.shape[1] for design in self.plan.linear.values())
         return np.zeros(size), np.eye(size)
 
@@ -301,7 +304,7 @@ class Search:
             conditional = self.bound.conditional(record)
             log_likelihood = float(self.bound.log_marginal(record))
         point = {name: site.value.detach() for name, site in record.hypers.items()}
-        coefficients = self.bound.coefficients_at(record) if self.out else {}
+        coefficients = self.bound.coefficients_at(record)
         point.update({name: estimate for name, (estimate, _) in coefficients.items()})
         covariance = PointCovariance(
             self.objective, optimum, self.sites, {name: cov for name, (_, cov) in coefficients.items()}

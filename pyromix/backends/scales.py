@@ -104,16 +104,15 @@ def _effect_scales(
     sds: np.ndarray,
 ) -> None:
     """An SD's size: what moves the predictor by the response's size at the root mean square of its design."""
-    block = latent.fn.operator.block
-    levels = latent.fn.event_shape[0]
-    if block is None:
-        return
+    operator = latent.fn.operator
+    levels, terms = latent.fn.event_shape
+    moved = operator.sds() if operator.block is None else operator.block.sum(-1)
     design = latent.role.rows.design
-    rms = torch.ones(block.shape[-1]) if design is None else design.detach().square().mean(0).sqrt()
-    for i in range(block.shape[-1]):
+    rms = torch.ones(terms) if design is None else design.detach().square().mean(0).sqrt()
+    for i in range(terms):
         typical = size / max(float(rms[i]), 1e-12)
         start = max(float(sds[i]), FLOOR * typical)
-        for name, gradient in _gradients(block[i].sum(), values).items():
+        for name, gradient in _gradients(moved[i], values).items():
             hit = gradient.abs() > 0
             if not bool(hit.any()):
                 continue
@@ -146,4 +145,7 @@ def _neutral(value: torch.Tensor, site: Site) -> torch.Tensor:
         return torch.eye(value.shape[-1], dtype=torch.float64)
     if _is_scale(site):
         return torch.ones_like(value).detach()
+    if isinstance(site.role.support, constraints.interval):
+        middle = 0.5 * (site.role.support.lower_bound + site.role.support.upper_bound)
+        return torch.full_like(value, float(middle)).detach()
     return value.detach()

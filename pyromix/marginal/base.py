@@ -79,9 +79,16 @@ class AbstractMarginal(ABC):
 
 
 class BoundMarginal(ABC):
-    """A marginaliser prepared for one program on one data set."""
+    """A marginaliser prepared for one program on one data set.
+
+    Attributes
+    ----------
+    out
+        Coefficient vectors that it profiles or integrates out.
+    """
 
     plan: Plan
+    out: tuple[str, ...] = ()
 
     @abstractmethod
     def log_marginal(self, record: Record) -> torch.Tensor:
@@ -99,6 +106,10 @@ class BoundMarginal(ABC):
     def curvature(self, record: Record) -> Factor | None:
         """The factored precision of the spherical effects given the data, if this marginaliser has one."""
         return None
+
+    def coefficients_at(self, record: Record) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Estimate and covariance of every coefficient vector in `out`."""
+        return {}
 
     def forget(self) -> None:  # noqa: B027 - most have nothing to forget
         """Drop what earlier evaluations left as a start: the next result then does not depend on them in any bit."""

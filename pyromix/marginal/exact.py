@@ -26,6 +26,7 @@ from pyromix.linalg.block import Arrays
 from pyromix.linalg.factor import Factor
 from pyromix.marginal.base import AbstractMarginal, BoundMarginal, Conditional, as_numpy, blocks_of
 from pyromix.marginal.conditional import gaussian_conditional, shift_map
+from pyromix.marginal.correlated import BoundCorrelated, has_correlated_levels
 from pyromix.marginal.laplace import BoundLaplace
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.running import Program, Record, run
@@ -68,6 +69,8 @@ class Exact(AbstractMarginal):
                 f"Exact(): the predictor of {plan.response!r} ({family}) is not affine in {', '.join(plan.latents)}; "
                 "use Laplace(), which takes effects anywhere in the program for one grouping factor."
             )
+        if has_correlated_levels(program, args, plan):
+            return BoundCorrelated(program, args, plan, repr(self), integrate=self.coefficients == "integrate")
         if plan.moving:
             return self._moving(plan)
         return BoundExact(plan, self.coefficients)

@@ -13,7 +13,7 @@ Fournier, 2006, in closed form for this class).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,13 @@ class Laplace(AbstractMarginal):
     """
 
     def bind(self, program: Program, args: tuple[Any, ...], plan: Plan) -> BoundMarginal:
-        return BoundLaplace(plan) if plan.affine else BoundGeneric(program, args, plan)
+        if not plan.affine:
+            return BoundGeneric(program, args, plan)
+        from pyromix.marginal.correlated import BoundCorrelated, has_correlated_levels  # it builds on this module
+
+        if has_correlated_levels(program, args, plan):
+            return BoundCorrelated(program, args, plan, "Laplace()")
+        return BoundLaplace(plan)
 
 
 @dataclass
@@ -65,25 +71,7 @@ class Problem:
         """The log joint density and its row derivatives at spherical effects b."""
         effects = [x @ block.T for x, block in zip(b, self.tril, strict=True)]
         eta = torch.from_numpy(self.eta + self.layout.apply(effects))
-        with torch.no_grad():
-            derivatives = self._derivatives(eta)
-            if self.plan.row_weight is not None:
-                derivatives = type(derivatives)(*(self.plan.row_weight * part for part in derivatives))
-        return ModePoint(self, b, eta, derivatives)
-
-    def _derivatives(self, eta: torch.Tensor) -> Derivatives:
-        """Row derivatives, a block of rows at a time, so that the many temporaries stay in the processor's cache."""
-        plan, n = self.plan, len(eta)
-        if n <= 2 * ROWS:
-            return self.family.derivatives(eta, plan.obs, plan.trials, prepared=plan.prepared, **self.dispersion)
-        parts = []
-        for start in range(0, n, ROWS):
-            rows = slice(start, start + ROWS)
-            trials = None if plan.trials is None else plan.trials[rows]
-            prepared = tuple(part[rows] if part.dim() else part for part in plan.prepared)
-            dispersion = {name: value[rows] if value.dim() else value for name, value in self.dispersion.items()}
-            parts.append(self.family.derivatives(eta[rows], plan.obs[rows], trials, prepared=prepared, **dispersion))
-        return type(parts[0])(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+        return ModePoint(self, b, eta, row_derivatives(self.plan, self.family, self.dispersion, eta))
 
     def origin(self) -> ModePoint:
         """The point with every effect at zero."""
@@ -124,6 +112,63 @@ class ModePoint:
 
     def moved(self, direction: Arrays, step: float) -> ModePoint:
         return self.problem.at([x + step * d for x, d in zip(self.b, direction, strict=True)])
+
+
+def row_derivatives(
+    plan: Plan, family: AbstractFamily, dispersion: Mapping[str, torch.Tensor], eta: torch.Tensor
+) -> Derivatives:
+    """Log density of every row and its derivatives, by frequency weights, without gradients.
+
+    A block of rows at a time, so that the many temporaries stay in the processor's cache.
+    """
+    with torch.no_grad():
+        found = _blockwise(plan, family, dispersion, eta)
+        return found if plan.row_weight is None else type(found)(*(plan.row_weight * part for part in found))
+
+
+def _blockwise(
+    plan: Plan, family: AbstractFamily, dispersion: Mapping[str, torch.Tensor], eta: torch.Tensor
+) -> Derivatives:
+    n = len(eta)
+    if n <= 2 * ROWS:
+        return family.derivatives(eta, plan.obs, plan.trials, prepared=plan.prepared, **dispersion)
+    parts = []
+    for start in range(0, n, ROWS):
+        rows = slice(start, start + ROWS)
+        trials = None if plan.trials is None else plan.trials[rows]
+        prepared = tuple(part[rows] if part.dim() else part for part in plan.prepared)
+        given = {name: value[rows] if value.dim() else value for name, value in dispersion.items()}
+        parts.append(family.derivatives(eta[rows], plan.obs[rows], trials, prepared=prepared, **given))
+    return type(parts[0])(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+
+
+def dispersion_gradients(
+    plan: Plan,
+    family: AbstractFamily,
+    eta: torch.Tensor,
+    leverage: np.ndarray,
+    z_v: np.ndarray,
+    values: Mapping[str, torch.Tensor],
+    wanted: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """In the family's dispersion: differentiate ``l - h W / 2 + (Z Lambda v) s`` with h and v held."""
+    out: list[torch.Tensor | None] = [None] * len(values)
+    if not any(wanted):
+        return out
+    with torch.enable_grad():
+        free = {
+            name: value.detach().requires_grad_(need)
+            for (name, value), need in zip(values.items(), wanted, strict=True)
+        }
+        point = eta.detach().requires_grad_(True)
+        log_prob = family.log_prob(point, plan.obs, plan.trials, prepared=plan.prepared, **free)
+        if plan.row_weight is not None:
+            log_prob = plan.row_weight * log_prob
+        (score,) = torch.autograd.grad(log_prob.sum(), point, create_graph=True)
+        (curvature,) = torch.autograd.grad(score.sum(), point, create_graph=True)
+        surrogate = (log_prob + 0.5 * torch.from_numpy(leverage) * curvature + torch.from_numpy(z_v) * score).sum()
+        grads = iter(torch.autograd.grad(surrogate, [value for value in free.values() if value.requires_grad]))
+    return [next(grads) if need else None for need in wanted]
 
 
 class BoundLaplace(BoundMarginal):
@@ -264,27 +309,10 @@ class _Gradient:
     def dispersion(
         self, names: tuple[str, ...], values: tuple[torch.Tensor, ...], need: tuple[bool, ...]
     ) -> list[torch.Tensor | None]:
-        """In the family's dispersion: differentiate ``l - h W / 2 + (Z Lambda v) s`` with h and v held."""
-        wanted = [k for k, needed in enumerate(need) if needed]
-        out: list[torch.Tensor | None] = [None] * len(values)
-        if not wanted:
-            return out
+        """In the family's dispersion."""
+        given = dict(zip(names, values, strict=True))
         problem = self.problem
-        with torch.enable_grad():
-            free = [value.detach().requires_grad_(k in wanted) for k, value in enumerate(values)]
-            eta = self.point.eta.detach().requires_grad_(True)
-            plan, given = problem.plan, dict(zip(names, free, strict=True))
-            log_prob = problem.family.log_prob(eta, plan.obs, plan.trials, prepared=plan.prepared, **given)
-            if plan.row_weight is not None:
-                log_prob = plan.row_weight * log_prob
-            (score,) = torch.autograd.grad(log_prob.sum(), eta, create_graph=True)
-            (curvature,) = torch.autograd.grad(score.sum(), eta, create_graph=True)
-            h, z_v = torch.from_numpy(self.leverage), torch.from_numpy(self.z_v)
-            surrogate = (log_prob + 0.5 * h * curvature + z_v * score).sum()
-            grads = torch.autograd.grad(surrogate, [free[k] for k in wanted])
-        for k, gradient in zip(wanted, grads, strict=True):
-            out[k] = gradient
-        return out
+        return dispersion_gradients(problem.plan, problem.family, self.point.eta, self.leverage, self.z_v, given, need)
 
 
 def _spread_rows(blocks: np.ndarray, rows: np.ndarray, slot: Any, tril: np.ndarray) -> np.ndarray:

@@ -3,14 +3,18 @@ r"""Roots of covariances as maps: white noise to a draw, and gradients back."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 
 from pyromix.linalg import cholesky as small
 from pyromix.linalg.block import Arrays
 from pyromix.linalg.factor import Factor
+from pyromix.marginal.correlated import BoundCorrelated
+from pyromix.running import Record
 
 MAX_BORDER = 1500
 MAX_COUPLING = 4_000_000  # entries
@@ -122,6 +126,20 @@ class BorderedRoot(AbstractRoot):
         if q == 1:
             return self.blocks[:, 0, 0] * x
         return np.einsum(product, self.blocks, x.reshape(levels, q)).reshape(-1)
+
+
+def root_of_correlated(bound: BoundCorrelated, record: Record, spherical: Collection[str]) -> AbstractRoot | None:
+    """A root of the effects' covariance given the data, those in `spherical` as white noise; ``None`` if too large."""
+    layout, point = bound.layout, bound.point(record)
+    if layout.size > MAX_BORDER:
+        return None
+    spread = layout.spread(point.problem.priors, point.factor.sample(np.eye(layout.size)))
+    rows = []
+    for name, prior, x in zip(bound.plan.latents, point.problem.priors, layout.split(spread), strict=True):
+        u = torch.from_numpy(np.einsum("ab,gbm->mga", prior.tril, x))
+        at = record.latents[name].fn.operator.solve_factor(u) if name in spherical else u
+        rows.append(at.reshape(layout.size, -1).T.numpy())
+    return DenseRoot(np.concatenate(rows))
 
 
 def root_of_inverse(factor: Factor, sd: Arrays) -> AbstractRoot:

@@ -14,7 +14,8 @@ from pyromix.errors import NumericalError
 from pyromix.linalg.block import Arrays
 from pyromix.marginal.base import as_numpy
 from pyromix.marginal.laplace import ModePoint, Problem
-from pyromix.marginal.plan import Plan
+from pyromix.marginal.plan import Plan, data_of
+from pyromix.running import Record
 
 STEPS = 12
 ENOUGH = 1e-6  # decrement; a start need not be a mode
@@ -56,6 +57,19 @@ def coefficient_start(plan: Plan, problem: Problem, start: np.ndarray | None) ->
     back = np.linalg.inv(r)
     inverse = np.linalg.inv(schur) if schur is not None else np.eye(len(gamma))
     return back @ gamma, back @ inverse @ back.T, point.b
+
+
+def without_effects(plan: Plan, record: Record, start: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """All linear coefficients and their covariance in the program without its effects."""
+    role = data_of(record)
+    eta = as_numpy(role.eta)
+    for name, design in plan.linear.items():
+        eta = eta - as_numpy(design @ record.hypers[name].value)
+    zeros = [np.zeros((term.q, term.q)) for term in plan.layout.terms]
+    fixed = {name: value.detach() for name, value in role.dispersion.items()}
+    problem = Problem(plan, plan.layout, eta, zeros, role.family, fixed)
+    estimate, covariance, _ = coefficient_start(plan, problem, start)
+    return estimate, covariance
 
 
 def constant_start(problem: Problem) -> float:

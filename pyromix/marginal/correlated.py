@@ -1,0 +1,408 @@
+r"""The marginal likelihood where levels of a random effect are correlated: in time, in space, by descent.
+
+With :math:`u = (R v) L^T`, v ~ N(0, P^-1) (`pyromix.linalg.correlated`) and
+:math:`F(v) = \ell(\eta_0 + ZGv) - \tfrac12 v^T P v`,
+
+.. math:: \log p(y) \approx F(\hat v) + \tfrac12 \log|P| - \tfrac12 \log|H|, \quad H = G^T Z^T W Z G + P,
+
+which is exact for Gaussian responses. The gradient is that of `pyromix.marginal.laplace`, with
+:math:`a = H^{-1} G^T Z^T c` in place of v there; it runs to L, R and the entries of P, from where torch takes it to the
+hyper-parameters. Coefficients may be integrated over a flat prior beside the effects, which is restricted likelihood.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyromix.errors import NumericalError, UnsupportedError
+from pyromix.linalg.block import Arrays
+from pyromix.linalg.correlated import CorrelatedFactor, CorrelatedLayout, Prior
+from pyromix.linalg.newton import DECREMENT, ascend
+from pyromix.linalg.operators import Separable
+from pyromix.marginal.base import BoundMarginal, Conditional, as_numpy
+from pyromix.marginal.laplace import dispersion_gradients, row_derivatives
+from pyromix.marginal.plan import Plan, data_of
+from pyromix.running import Program, Record, run
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def has_correlated_levels(program: Program, args: tuple[Any, ...], plan: Plan) -> bool:
+    """Whether an effect of the program needs this module."""
+    record = run(program, args, hypers="moderate", seed=0)
+    return any(record.latents[name].fn.operator.block is None for name in plan.latents)
+
+
+@dataclass
+class _Problem:
+    """One mode search, at fixed hyper-parameters."""
+
+    plan: Plan
+    layout: CorrelatedLayout
+    eta: np.ndarray
+    priors: list[Prior]
+    family: Any
+    dispersion: Mapping[str, torch.Tensor]
+
+    @cached_property
+    def entries(self) -> np.ndarray:
+        return self.layout.entries(self.priors)
+
+    @cached_property
+    def z(self) -> Any:
+        return self.layout.matrix(self.entries)
+
+    def at(self, v: np.ndarray) -> Point:
+        spread = self.layout.spread(self.priors, v)
+        eta = torch.from_numpy(self.eta + self.z @ spread)
+        return Point(self, v, spread, eta, row_derivatives(self.plan, self.family, self.dispersion, eta))
+
+    def origin(self) -> Point:
+        return self.at(np.zeros(self.layout.size))
+
+    def weigh(self, v: np.ndarray) -> np.ndarray:
+        """``P v``; zero for coefficients, whose prior is flat."""
+        layout, out = self.layout, v.copy()
+        out[layout.effects :] = 0.0
+        for k, (term, prior) in enumerate(zip(layout.terms, self.priors, strict=True)):
+            if prior.precision is None:
+                continue
+            rows, cols = layout.patterns[k]
+            part = slice(layout.starts[k], layout.starts[k + 1])
+            x = v[part].reshape(term.levels, term.q)
+            below = rows != cols
+            product = np.empty_like(x)
+            for j in range(term.q):
+                down = np.bincount(rows, prior.precision * x[cols, j], term.levels)
+                up = np.bincount(cols[below], prior.precision[below] * x[rows[below], j], term.levels)
+                product[:, j] = down + up
+            out[part] = product.reshape(-1)
+        return out
+
+
+class Point:
+    """A point of the mode search (`pyromix.linalg.newton.Point`)."""
+
+    def __init__(self, problem: _Problem, v: np.ndarray, spread: np.ndarray, eta: torch.Tensor, rows: Any) -> None:
+        self.problem, self.v, self.spread, self.eta = problem, v, spread, eta
+        self.log_prob, self.score, self.weight, self.slope = (part.numpy() for part in rows)
+        self.weighed = problem.weigh(v)
+        self.value = float(self.log_prob.sum()) - 0.5 * float(v @ self.weighed)
+        self._factor: CorrelatedFactor | None = None
+
+    @property
+    def factor(self) -> CorrelatedFactor:
+        if self._factor is None:
+            self._factor = self.problem.layout.factor(self.problem.entries, self.weight, self.problem.priors)
+        return self._factor
+
+    def direction(self) -> tuple[np.ndarray, float]:
+        problem, layout = self.problem, self.problem.layout
+        gradient = layout.gather(problem.priors, problem.z.T @ self.score) - self.weighed
+        try:
+            factor = self.factor
+        except NumericalError:  # not log-concave here: climb on the curvature's positive part
+            factor = layout.factor(problem.entries, np.maximum(self.weight, 0.0), problem.priors)
+        step = factor.solve(gradient)
+        return step, float(gradient @ step)
+
+    def moved(self, direction: np.ndarray, step: float) -> Point:
+        return self.problem.at(self.v + step * direction)
+
+
+class BoundCorrelated(BoundMarginal):
+    """The marginaliser on one program and data set.
+
+    Parameters
+    ----------
+    integrate
+        Integrate linear coefficients over a flat prior (Gaussian responses).
+
+    Attributes
+    ----------
+    out
+        Names of the coefficient vectors integrated out.
+    """
+
+    def __init__(self, program: Program, args: tuple[Any, ...], plan: Plan, who: str, integrate: bool = False) -> None:
+        if plan.moving:
+            raise UnsupportedError(
+                f"{who}: the row design of a random effect depends on hyper-parameters, beside an effect whose levels "
+                "are correlated; sample the program with NUTS."
+            )
+        self.plan = plan
+        self.out = tuple(plan.linear) if integrate else ()
+        self.x, self.x_root = self._basis()
+        record = run(program, args, hypers="moderate", seed=0)
+        parts = self._separable(record)
+        patterns = [None if p.precision is None else (p.precision.rows, p.precision.cols) for p in parts]
+        fixed = self.x if integrate else None
+        self.layout = CorrelatedLayout(plan.layout.terms, patterns, [p.root is not None for p in parts], fixed)
+        self.warm: np.ndarray | None = None
+        self.decrement = DECREMENT
+
+    def _basis(self) -> tuple[np.ndarray, np.ndarray]:
+        designs = [as_numpy(self.plan.linear[name]) for name in self.out]
+        return np.linalg.qr(np.hstack(designs)) if designs else (np.empty((len(self.plan.obs), 0)), np.empty((0, 0)))
+
+    def _separable(self, record: Record) -> list[Separable]:
+        return [record.latents[name].fn.operator.separable() for name in self.plan.latents]
+
+    def _problem(self, record: Record, parts: Sequence[Separable]) -> _Problem:
+        role = data_of(record)
+        priors = [
+            Prior(
+                as_numpy(p.tril),
+                None if p.root is None else as_numpy(p.root),
+                None if p.precision is None else as_numpy(p.precision.values),
+            )
+            for p in parts
+        ]
+        fixed = {name: value.detach() for name, value in role.dispersion.items()}
+        return _Problem(self.plan, self.layout, as_numpy(self._offset(record)), priors, role.family, fixed)
+
+    def _offset(self, record: Record) -> torch.Tensor:
+        """The predictor without effects, and without coefficients that are integrated out."""
+        eta = data_of(record).eta
+        for name in self.out:
+            site = record.hypers.get(name)
+            if site is not None and bool((site.value != 0).any()):
+                eta = eta - self.plan.linear[name] @ site.value
+        return eta
+
+    def _mode(self, problem: _Problem) -> Point:
+        start = problem.origin() if self.warm is None else problem.at(self.warm)
+        point = ascend(start, problem.origin, self.decrement)
+        self.warm = point.v
+        return point
+
+    def forget(self) -> None:
+        self.warm = None
+
+    # -- what a marginaliser does ------------------------------------------------------------------------------------
+    def log_marginal(self, record: Record) -> torch.Tensor:
+        parts = self._separable(record)
+        role = data_of(record)
+        names = tuple(role.dispersion)
+        roots = [p.root for p in parts]
+        values = [None if p.precision is None else p.precision.values for p in parts]
+        total = _CorrelatedFunction.apply(  # type: ignore[no-untyped-call]
+            self,
+            self._problem(record, parts),
+            names,
+            self._offset(record),
+            *(p.tril for p in parts),
+            *roots,
+            *values,
+            *(role.dispersion[name] for name in names),
+        )
+        for p in parts:
+            if p.precision is not None:
+                total = total + 0.5 * len(p.tril) * p.precision.logdet
+        width = self.layout.width
+        if not width:
+            return total
+        return total + 0.5 * width * LOG_2PI - float(np.linalg.slogdet(self.x_root)[1])
+
+    def point(self, record: Record) -> Point:
+        """The mode of the effects at a run of the program."""
+        with torch.no_grad():
+            return self._mode(self._problem(record, self._separable(record)))
+
+    def conditional(self, record: Record) -> Conditional:
+        return self._conditional_at(self.point(record))
+
+    def evaluate(self, record: Record) -> tuple[float, Conditional]:
+        with torch.no_grad():
+            value = float(self.log_marginal(record))
+        return value, self.conditional(record)
+
+    def coefficients_at(self, record: Record) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Estimate and covariance of every coefficient vector integrated out."""
+        if not self.out:
+            return {}
+        point, effects = self.point(record), self.layout.effects
+        back = np.linalg.inv(self.x_root)
+        unit = np.zeros((self.layout.size, self.layout.width))
+        unit[effects:] = np.eye(self.layout.width)
+        estimate, covariance = back @ point.v[effects:], back @ point.factor.solve(unit)[effects:] @ back.T
+        out, at = {}, 0
+        for name in self.out:
+            part = slice(at, at + self.plan.linear[name].shape[1])
+            at = part.stop
+            out[name] = (torch.from_numpy(estimate[part].copy()), torch.from_numpy(covariance[part, part].copy()))
+        return out
+
+    def _conditional_at(self, point: Point) -> Conditional:
+        problem, layout = point.problem, self.layout
+        tril = [prior.tril for prior in problem.priors]
+
+        def effects(spread: np.ndarray) -> Arrays:
+            return [np.einsum("ab,gb...->ga...", L, x) for L, x in zip(tril, layout.split(spread), strict=True)]
+
+        def sd() -> dict[str, torch.Tensor]:
+            blocks = _diagonal_blocks(layout, point.factor.spread_inverse())
+            return {
+                name: torch.from_numpy(np.sqrt(np.einsum("ab,gbc,ac->ga", L, block, L)))
+                for name, L, block in zip(self.plan.latents, tril, blocks, strict=True)
+            }
+
+        def draw(n: int, generator: torch.Generator, shifts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            noise = torch.randn((layout.size, n), generator=generator, dtype=torch.float64).numpy()
+            v = point.v[:, None] + point.factor.sample(noise)
+            for site, delta in shifts.items():
+                v = v - self._follow(point, site) @ as_numpy(delta).T
+            found = effects(layout.spread(problem.priors, v))
+            return {
+                name: torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 0)))
+                for name, x in zip(self.plan.latents, found, strict=True)
+            }
+
+        mode = {n: torch.from_numpy(x) for n, x in zip(self.plan.latents, effects(point.spread), strict=True)}
+        return Conditional(mode, sd, draw)
+
+    def _follow(self, point: Point, site: str) -> np.ndarray:
+        """``H^-1 G^T Z^T W X``, (size, p); nothing for coefficients that are drawn with the effects."""
+        x = as_numpy(self.plan.linear[site])
+        if site in self.out:
+            return np.zeros((self.layout.size, x.shape[1]))
+        weighted = point.problem.z.T @ (point.weight[:, None] * x)
+        return point.factor.solve(self.layout.gather(point.problem.priors, weighted))
+
+
+def _diagonal_blocks(layout: CorrelatedLayout, inverse: np.ndarray) -> Arrays:
+    """(levels, q, q) per term, from the lower triangle's entries."""
+    rows, cols = layout.lower
+    out = []
+    for term, start in zip(layout.terms, layout.starts, strict=False):
+        block = np.zeros((term.levels, term.q, term.q))
+        i, j = rows - start, cols - start
+        here = (i >= 0) & (i < term.size) & (j >= 0) & (i // term.q == j // term.q)
+        level, a, b = i[here] // term.q, i[here] % term.q, j[here] % term.q
+        block[level, a, b] = inverse[here]
+        block[level, b, a] = inverse[here]
+        out.append(block)
+    return out
+
+
+class _CorrelatedFunction(torch.autograd.Function):
+    """``F - log|H| / 2`` with its analytic gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, bound: BoundCorrelated, problem: _Problem, names: tuple[str, ...], eta: torch.Tensor, *rest: Any
+    ) -> torch.Tensor:
+        point = bound._mode(problem)
+        ctx.point, ctx.names, ctx.dispersion = point, names, rest[3 * len(problem.priors) :]
+        return torch.tensor(point.value - 0.5 * point.factor.logdet, dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        need, count = ctx.needs_input_grad, len(ctx.point.problem.priors)
+        parts = _Gradient(ctx.point)
+        wanted = [need[4 + k * count : 4 + (k + 1) * count] for k in range(3)]
+        problem = ctx.point.problem
+        found = [
+            torch.from_numpy(parts.predictor),
+            *(torch.from_numpy(parts.tril(k)) if wanted[0][k] else None for k in range(count)),
+            *(torch.from_numpy(parts.root(k)) if wanted[1][k] else None for k in range(count)),
+            *(torch.from_numpy(parts.precision(k)) if wanted[2][k] else None for k in range(count)),
+            *dispersion_gradients(
+                problem.plan,
+                problem.family,
+                ctx.point.eta,
+                parts.leverage,
+                parts.z_a,
+                dict(zip(ctx.names, ctx.dispersion, strict=True)),
+                need[4 + 3 * count :],
+            ),
+        ]
+        return None, None, None, *(None if g is None else grad * g for g in found)
+
+
+class _Gradient:
+    """Gradient at a mode; see the module's docstring and that of `pyromix.marginal.laplace` for the symbols."""
+
+    def __init__(self, point: Point) -> None:
+        self.point, self.problem, self.layout = point, point.problem, point.problem.layout
+        layout, problem = self.layout, self.problem
+        first, second = layout.first, layout.second
+        cell = point.factor.spread_inverse()[layout.product_at]
+        apart = first != second
+        self.across = np.bincount(first, problem.entries[second] * cell, len(layout.rows))
+        self.across += np.bincount(second[apart], (problem.entries[first] * cell)[apart], len(layout.rows))
+        self.leverage = np.bincount(layout.rows, problem.entries * self.across, layout.n)
+        tilt = -0.5 * self.leverage * point.slope
+        self.a = point.factor.solve(layout.gather(problem.priors, problem.z.T @ tilt))
+        self.spread_a = layout.spread(problem.priors, self.a)
+        self.z_a = problem.z @ self.spread_a
+        self.predictor = point.score + tilt - point.weight * self.z_a
+
+    @cached_property
+    def _entries(self) -> np.ndarray:
+        """In every entry of Z, in the order the terms were laid out in."""
+        rows, cols, point = self.layout.rows, self.layout.cols, self.point
+        sorted_ = (
+            self.predictor[rows] * point.spread[cols]
+            + point.score[rows] * self.spread_a[cols]
+            - point.weight[rows] * self.across
+        )
+        out = np.empty_like(sorted_)
+        out[self.layout.order] = sorted_
+        return out
+
+    def tril(self, k: int) -> np.ndarray:
+        """In L of term k, (q, q)."""
+        at = 0
+        for j, term in enumerate(self.layout.terms):
+            width = self.layout.n * term.q
+            if j == k:
+                total = np.zeros((term.q, term.q))
+                for slot in term.slots:
+                    here = self._entries[at : at + width].reshape(-1, term.q)
+                    total += here.sum(0)[None] if slot.design is None else slot.design.T @ here
+                    at += width
+                return np.tril(total)
+            at += width * len(term.slots)
+        raise IndexError(k)
+
+    def root(self, k: int) -> np.ndarray:
+        """In R of term k."""
+        layout, point = self.layout, self.point
+        root = self.problem.priors[k].root
+        part, m = slice(layout.starts[k], layout.starts[k + 1]), len(root)
+        pull_r = (self.problem.z.T @ self.predictor)[part].reshape(m, -1)
+        pull_s = (self.problem.z.T @ point.score)[part].reshape(m, -1)
+        direct = pull_r @ point.v[part].reshape(m, -1).T + pull_s @ self.a[part].reshape(m, -1).T
+        q = layout.terms[k].size // m
+        block = self._trace[part, part].reshape(m, q, m, q)
+        return direct - np.einsum("aqbq->ab", block)
+
+    @cached_property
+    def _trace(self) -> np.ndarray:
+        """``Z^T W Z G H^-1``."""
+        factor = self.point.factor
+        spread = self.layout.spread(self.problem.priors, factor.dense_inverse)
+        return factor._symmetric(factor.gram) @ spread
+
+    @cached_property
+    def _inverse(self) -> np.ndarray:
+        return self.point.factor.inverse()
+
+    def precision(self, k: int) -> np.ndarray:
+        """In the entries of the precision of term k."""
+        layout, term = self.layout, self.layout.terms[k]
+        rows, cols = layout.patterns[k]
+        part = slice(layout.starts[k], layout.starts[k + 1])
+        v, a = (x[part].reshape(term.levels, term.q) for x in (self.point.v, self.a))
+        held = self._inverse[layout.prior_at[k]].reshape(-1, term.q).sum(1)
+        moved = (a[rows] * v[cols] + a[cols] * v[rows]).sum(1)
+        inner = -0.5 * ((v[rows] * v[cols]).sum(1) + held + moved)
+        return np.where(rows == cols, 1.0, 2.0) * inner
