@@ -38,22 +38,25 @@ def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -
     try:
         return _compiled(graph, inputs)
     except WritesThroughView:
-        without = make_fx(torch.func.functionalize(graph))(*inputs)
-    try:
-        return _compiled(without, inputs)
-    except WritesThroughView as error:
-        raise Unsupported("a write through a view") from error
+        pass
+    try:  # torch rewrites any such write, but takes as long as it took to trace
+        return _compiled(make_fx(torch.func.functionalize(graph))(*inputs), inputs)
+    except (RuntimeError, WritesThroughView) as error:
+        raise Unsupported(f"a write through a view: {error}") from error
 
 
 def _compiled(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
     builder = Builder()
     values = [_input(builder, tensor) for tensor in inputs]
-    returned, spec = tree_flatten(Lowering(builder).run(graph, values, [tensor.detach() for tensor in inputs]))
+    result = Lowering(builder).run(graph, values, [tensor.detach() for tensor in inputs])
+    returned, spec = tree_flatten(result)
+    plain = isinstance(result, tuple) and all(isinstance(value, Value) for value in result)
     outputs = [(builder.output(value), value.shape) if isinstance(value, Value) else None for value in returned]
     vectorised = vector_functions()
     source = program(builder, [value.buffer for value in values], vectorised)
     library = load(source, bool(vectorised))
-    return Function(library, len(inputs), outputs, returned, spec, [tensor for _, tensor in builder.constants.values()])
+    constants = [tensor for _, tensor in builder.constants.values()]
+    return Function(library, len(inputs), outputs, returned, spec, plain, constants)
 
 
 def _input(builder: Builder, tensor: torch.Tensor) -> Strided:
@@ -73,6 +76,7 @@ class Function:
         outputs: Sequence[tuple[Buffer, tuple[int, ...]] | None],
         returned: Sequence[Any],
         spec: Any,
+        plain: bool,
         constants: Sequence[torch.Tensor],
     ) -> None:
         self._library, self._constants, self._spec, self._returned = library, constants, spec, returned
@@ -80,14 +84,15 @@ class Function:
         self._run.restype = None
         self._run.argtypes = [ctypes.c_void_p] * (inputs + sum(output is not None for output in outputs))
         self._shapes = [None if output is None else (output[1], DTYPES[output[0].ctype]) for output in outputs]
-        self._plain = spec.type in (tuple, list) and all(self._shapes) and all(c.is_leaf() for c in spec.children())
+        self._made = [entry for entry in self._shapes if entry is not None]
+        self._plain = plain
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
-        inputs = tuple(tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in inputs)
-        made = [torch.empty(entry[0], dtype=entry[1]) for entry in self._shapes if entry is not None]
-        self._run(*[tensor.data_ptr() for tensor in inputs], *[tensor.data_ptr() for tensor in made])
+        inputs = tuple([tensor.contiguous() for tensor in inputs])  # itself where it is so
+        made = [torch.empty(shape, dtype=dtype) for shape, dtype in self._made]
+        self._run(*[tensor.data_ptr() for tensor in (*inputs, *made)])
         if self._plain:
-            return self._spec.type(made)
+            return tuple(made)
         given = iter(made)
         leaves = [
             old if entry is None else next(given) for old, entry in zip(self._returned, self._shapes, strict=True)
