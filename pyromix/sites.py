@@ -14,7 +14,7 @@ Roles are written by effects and `observe`, never guessed: ``poutine.condition``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -98,12 +98,15 @@ class Latent:
         Labels of the two dimensions.
     group
         The grouping factor it belongs to; several effects may share one.
+    extend
+        The covariance operator of these levels and of further ones, by their labels; ``None`` if it is not known.
     """
 
     rows: RowMap
     levels: tuple[Any, ...]
     terms: tuple[str, ...]
     group: str
+    extend: Callable[[tuple[Any, ...]], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ LAYERS: dict[str, set[str] | type(...)] = {
     "distributions": {"linalg"},
     "sites": set(),
     "running": {"sites"},
-    "effects": {"covariances", "distributions", "parameters", "sites"},
+    "effects": {"covariances", "distributions", "linalg", "parameters", "sites"},
     "networks": {"linalg"},
     "irt": {"effects", "families", "parameters", "sites"},
     "program": {"effects", "families", "parameters", "sites"},
@@ -39,7 +39,7 @@ LAYERS: dict[str, set[str] | type(...)] = {
     "marginal": {"compile", "distributions", "linalg", "running", "sites"},
     "backends": {"compile", "linalg", "marginal", "potential", "results", "running", "sites"},
     "formula": set(),
-    "results": {"marginal", "program", "running", "sites"},
+    "results": {"linalg", "marginal", "program", "running", "sites"},
     "datasets": set(),
     "persistence": {
         *("backends", "composition", "covariances", "families", "formula"),

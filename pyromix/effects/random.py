@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -14,6 +15,7 @@ from pyromix.covariances.base import Coords, Covariance
 from pyromix.distributions import StructuredNormal
 from pyromix.effects.parameter_site import float64, parameter_site, record
 from pyromix.errors import ConfigError, DataError, DataTypeError
+from pyromix.linalg.operators import AbstractOperator
 from pyromix.parameters import Parameter
 from pyromix.sites import Latent, RowMap, annotate
 
@@ -115,9 +117,14 @@ class RandomEffect:
             record(f"{self.name}.{key}", value)
         rows = RowMap(index, design, weight)
         prior = StructuredNormal(self.covariance.operator(theta, coords))
-        u = pyro.sample(self.name, prior, infer=annotate(Latent(rows, levels, coords.terms, self.group)))
+        extend = partial(self._extended, theta, coords) if self.coords is None else None
+        u = pyro.sample(self.name, prior, infer=annotate(Latent(rows, levels, coords.terms, self.group, extend)))
         self._check_index(index, len(levels), u.shape[-2] - len(levels))
         return rows.apply(u)
+
+    def _extended(self, theta: dict[str, torch.Tensor], coords: Coords, labels: tuple[Any, ...]) -> AbstractOperator:
+        """The covariance of the levels and of further ones, which their labels place."""
+        return self.covariance.operator(theta, Coords(coords.levels + labels, coords.terms))
 
     def _parameters(self, coords: Coords) -> tuple[Parameter, ...]:
         """The covariance's parameters, asked for once where the levels are given."""

@@ -68,8 +68,12 @@ def term_covariance(site: Site) -> torch.Tensor:
     if operator.block is not None:
         return operator.block @ operator.block.mT
     levels, q = operator.shape
-    if levels * q > MAX_DENSE:
-        return torch.full((q, q), torch.nan, dtype=torch.float64)
+    parts = operator.separable() if levels * q > MAX_DENSE else None
+    if parts is not None:
+        if parts.precision is None and len(parts.root) != levels:
+            return torch.full((q, q), torch.nan, dtype=torch.float64)
+        level = 1.0 if parts.precision is not None else float(parts.root.square().sum(-1).mean())
+        return level * parts.tril @ parts.tril.mT
     return torch.einsum("lalb->ab", operator.dense().reshape(levels, q, levels, q)) / levels
 
 

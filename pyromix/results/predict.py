@@ -15,6 +15,7 @@ from pyromix.errors import ConfigError, UnsupportedError
 from pyromix.results.condition import NewGroups
 from pyromix.results.declared import numpy_of, values_of
 from pyromix.results.draws import Responses, Values, describe, over_draws
+from pyromix.results.new_levels import row_variance
 from pyromix.results.quadrature import gaussian_mean
 from pyromix.results.rows import NOISE, Appended, Rows, response_site, row_labels, run_at, stream
 from pyromix.running import Record, Site
@@ -126,7 +127,11 @@ def _integrated(fit: Fit, rows: Rows, kind: str, values: Values, site: Site) -> 
         variance = torch.zeros_like(at.role.eta)
         for name, new in appended.items():
             latent = record.latents[name]
-            variance = variance + new_level_variance(latent.role.rows, latent.fn.operator.block, new.open)
+            rows_ = latent.role.rows
+            if new.root is None:
+                variance = variance + new_level_variance(rows_, latent.fn.operator.block, new.open)
+            else:
+                variance = variance + row_variance(rows_, new.root, new.shape[1], new.open)
         return {**describe(at), "variance": variance}
 
     found = over_draws(one, values, len(site.role.eta))

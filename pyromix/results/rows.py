@@ -13,6 +13,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 
 from pyromix.errors import ConfigError, UnseenLevelError, UnsupportedError
+from pyromix.results.new_levels import law
 from pyromix.running import Record, Site, run
 from pyromix.sites import Latent, annotation
 
@@ -24,10 +25,21 @@ NOISE, GIVEN = "noise\0", "given\0"  # prefixes of what stands beside site value
 
 
 class Appended(NamedTuple):
-    """New levels of an effect: rows and terms appended to its array, and which of them have no effects given."""
+    """New levels of an effect.
+
+    Attributes
+    ----------
+    shape
+        Rows and terms appended to its array.
+    open
+        Which of the rows have no effects given.
+    root
+        Root of their covariance, (rows * terms, rows * terms), where levels are correlated and it was asked for.
+    """
 
     shape: tuple[int, int]
     open: torch.Tensor
+    root: torch.Tensor | None = None
 
 
 class Known(Protocol):
@@ -168,19 +180,29 @@ class _Effects(Messenger):
             self.appended[name] = Appended((extra, value.shape[1]), is_open)
             if policy == "error":
                 raise UnseenLevelError(_unseen_message(name, role, self.rows, is_open))
-        block = msg["fn"].operator.block
-        if name in self.appended and policy != "zero" and block is None:
-            raise UnsupportedError(
-                f"{_policy(policy)}: the levels of {name!r} depend on each other, and its covariance does not say how "
-                "a new level depends on the known ones; use new_groups='zero'."
-            )
         new = value.new_zeros((extra, value.shape[1]))
-        if NOISE + name in self.values and policy != "zero":
-            new = self.values[NOISE + name] @ block.mT
+        if name in self.appended and policy != "zero":
+            new = self._open_rows(msg, role, new, value)
         if GIVEN + name not in self.values:
             return new
         both = torch.cat([new, self.values[GIVEN + name]])
         return both[torch.where(is_open, torch.arange(extra), extra + pick)]
+
+    def _open_rows(self, msg: Any, role: Latent, new: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Effects of levels that nothing is known of but the fit: their mean, and where asked for a draw about it."""
+        name, block = msg["name"], msg["fn"].operator.block
+        noise = self.values.get(NOISE + name)
+        if block is not None:
+            return new if noise is None else noise @ block.mT
+        if self.rows.policy == "condition_on":
+            raise UnsupportedError(
+                f"condition_on: the levels of {name!r} depend on each other; use new_groups='conditional', which "
+                "places new levels by their labels, or fit again with the new rows."
+            )
+        labels = self.rows.new_labels(name, role)[::-1]  # they are numbered -1, -2, ..., rows of the array from its end
+        mean, root = law(name, role, self.rows.policy, labels, value)
+        self.appended[name] = self.appended[name]._replace(root=root)
+        return mean if noise is None else mean + (root @ noise.reshape(-1)).reshape(mean.shape)
 
 
 def _policy(policy: str) -> str:

@@ -19,7 +19,7 @@ def number(value: float) -> torch.Tensor:
 
 
 class Decaying(Covariance):
-    """SD `sd`; levels apart by k are correlated by ``rho^k``, the terms of a level by 0.4 and more."""
+    """SD `sd`; levels whose labels are apart by k are correlated by ``rho^k``, the terms of a level by 0.4 and more."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -32,12 +32,13 @@ class Decaying(Covariance):
         )
 
     def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> AbstractOperator:
-        levels, terms = len(coords.levels), len(coords.terms)
+        terms = len(coords.terms)
+        at = torch.tensor([float(label) for label in coords.levels], dtype=torch.float64)
         below = torch.tril(torch.ones(terms, terms, dtype=torch.float64), -1)
         tril = theta["sd"] * (torch.eye(terms, dtype=torch.float64) + 0.4 * below)
         if self.kind == "precision":
-            return PrecisionOperator(_precision(theta["rho"], levels), tril)
-        root = torch.linalg.cholesky(_correlation(theta["rho"], levels))
+            return PrecisionOperator(_precision(theta["rho"], at), tril)
+        root = torch.linalg.cholesky(_correlation(theta["rho"], at))
         return RootOperator(root, tril) if self.kind == "root" else Whole(root, tril)
 
 
@@ -63,16 +64,15 @@ class Whole(AbstractOperator):
         return self.matrix.diagonal().abs().log().sum()
 
 
-def _correlation(rho: torch.Tensor, levels: int) -> torch.Tensor:
-    at = torch.arange(levels, dtype=torch.float64)
+def _correlation(rho: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     return rho ** (at[:, None] - at).abs()
 
 
-def _precision(rho: torch.Tensor, levels: int) -> Precision:
-    """Tridiagonal: what is left of each level given the one before has variance ``1 - rho^2``."""
-    scale = 1 / (1 - rho**2)
-    middle = ((1 + rho**2) * scale).expand(levels - 2)
-    values = torch.cat([scale[None], middle, scale[None], (-rho * scale).expand(levels - 1)])
-    at = np.arange(levels)
-    rows, cols = np.concatenate([at, at[1:]]), np.concatenate([at, at[:-1]])
-    return Precision(levels, rows, cols, values, -(levels - 1) * torch.log(1 - rho**2))
+def _precision(rho: torch.Tensor, at: torch.Tensor) -> Precision:
+    """Of a Markov chain at ascending levels one apart: tridiagonal; else whatever the inverse is."""
+    inverse = torch.linalg.inv(_correlation(rho, at))
+    rows, cols = np.tril_indices(len(at))
+    if bool((at.diff() == 1).all()):
+        near = rows - cols < 2
+        rows, cols = rows[near], cols[near]
+    return Precision(len(at), rows, cols, inverse[rows, cols], torch.logdet(inverse))

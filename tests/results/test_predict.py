@@ -357,9 +357,10 @@ def test_dependent_levels() -> None:
     program = slope_program(pmx.Poisson(), _Chained())
     fit = Fit(base.estimate, program, base.args, new_design=base.new_design)
     new = pd.DataFrame({"x": [0.1], "g": ["new"]})
-    for policy in ("marginal", "conditional"):
-        with pytest.raises(UnsupportedError, match="levels of 'g' depend on each other.*new_groups='zero'"):
-            fit.predict(new, new_groups=policy)
+    last = float(fit.random_effects("g").to_numpy()[-1, 0])
+    # one more step of the walk, from its last level or from nowhere: a log-normal mean
+    assert fit.predict(new, new_groups="conditional") == pytest.approx(np.exp(0.3 - 0.05 + last + 0.5 * 0.64))
+    assert fit.predict(new, new_groups="marginal") == pytest.approx(np.exp(0.3 - 0.05 + 0.5 * 9 * 0.64))
     assert fit.predict(new, new_groups="zero") == pytest.approx(np.exp(0.3 - 0.05))
     # a random walk: the variance of level k is k sd^2, on average 4.5 sd^2 over eight levels
     assert fit.variance_components()["variance"].tolist() == pytest.approx([4.5 * 0.64])

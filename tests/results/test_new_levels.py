@@ -1,0 +1,84 @@
+"""Levels that the fit has not seen, where levels are correlated: against Gaussian algebra."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+import pyromix as pmx
+from pyromix.covariances import Coords
+from pyromix.errors import UnsupportedError
+from pyromix.results.new_levels import law
+from pyromix.sites import Latent, RowMap
+from tests.marginal.correlated_structures import Decaying, number
+
+KINDS = ("root", "precision", "whole")
+KNOWN, NEW = 6, 3
+
+
+def covariance(levels: int) -> torch.Tensor:
+    at = torch.arange(levels, dtype=torch.float64)
+    tril = torch.tensor([[1.0, 0.0], [0.4, 1.0]], dtype=torch.float64)
+    return 0.49 * torch.kron(0.6 ** (at[:, None] - at).abs(), tril @ tril.T)
+
+
+@pytest.fixture(params=KINDS)
+def role(request: pytest.FixtureRequest) -> Latent:
+    theta = {"sd": number(0.7), "rho": number(0.6)}
+    labels, terms = tuple(range(KNOWN)), ("a", "b")
+
+    def extend(new: tuple[int, ...]):  # type: ignore[no-untyped-def]
+        return Decaying(request.param).operator(theta, Coords(labels + new, terms))
+
+    return Latent(RowMap(torch.arange(KNOWN)), labels, terms, "t", extend)
+
+
+def test_conditional_is_that_of_the_joint_gaussian(role: Latent, rng: np.random.Generator) -> None:
+    u = torch.from_numpy(rng.standard_normal((KNOWN, 2)))
+    mean, root = law("t", role, "conditional", [6, 7, 8], u)
+    joint, old = covariance(KNOWN + NEW), 2 * KNOWN
+    gain = torch.linalg.solve(joint[:old, :old], joint[:old, old:]).T
+    assert_allclose(mean.reshape(-1), gain @ u.reshape(-1), atol=1e-12)
+    assert_allclose(root @ root.T, joint[old:, old:] - gain @ joint[:old, old:], atol=1e-12)
+
+
+def test_marginal_is_the_prior(role: Latent) -> None:
+    mean, root = law("t", role, "marginal", [6, 7, 8], torch.ones(KNOWN, 2, dtype=torch.float64))
+    assert not mean.any()
+    assert_allclose(root @ root.T, covariance(KNOWN + NEW)[2 * KNOWN :, 2 * KNOWN :], atol=1e-12)
+
+
+def test_levels_without_labels_have_no_place(role: Latent) -> None:
+    with pytest.raises(UnsupportedError, match=r"'t'.*no labels.*RandomEffect\(levels"):
+        law("t", role, "conditional", [], torch.zeros(KNOWN, 2, dtype=torch.float64))
+
+
+# -- through a formula ------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def series() -> pd.DataFrame:
+    rng = np.random.default_rng(5)
+    u = np.zeros(30)
+    for k in range(1, 30):
+        u[k] = 0.8 * u[k - 1] + 0.6 * rng.standard_normal()
+    time = np.repeat(np.arange(30), 3)
+    return pd.DataFrame({"time": time, "y": 2.0 + u[time] + 0.3 * rng.standard_normal(90)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forecast_is_the_kriging_of_all_rows(kind: str, series: pd.DataFrame) -> None:
+    model = pmx.model("y ~ 1 + (1 | time)", series, covariances={"time": Decaying(kind)})
+    fit = model.fit(progress=False)
+    point = {name: float(np.ravel(value)[0]) for name, value in fit.estimate.point.items()}
+    sd, rho, sigma, mean = (point[name] for name in ("time.sd", "time.rho", "y.sigma", "beta"))
+    new = pd.DataFrame({"time": [29, 30, 33, 31]})
+    at = series["time"].to_numpy()
+    data = sd**2 * rho ** np.abs(at[:, None] - at) + sigma**2 * np.eye(90)
+    across = sd**2 * rho ** np.abs(new["time"].to_numpy()[:, None] - at)
+    expected = mean + across @ np.linalg.solve(data, series["y"] - mean)
+    # the three unseen times are placed in the order they appear in, whatever lies between them
+    assert_allclose(fit.predict(new, new_groups="conditional")[:2], expected[:2], rtol=1e-8)
+    assert_allclose(fit.predict(new, new_groups="marginal")[1:], mean, rtol=1e-10)
+    assert_allclose(fit.predict(new, new_groups="zero")[1:], mean, rtol=1e-10)
