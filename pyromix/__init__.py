@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyromix.backends import MaximumLikelihood as MaximumLikelihood
     from pyromix.backends import NestedLaplace as NestedLaplace
     from pyromix.backends.training import Training as Training
+    from pyromix.covariances import AR1 as AR1
     from pyromix.covariances import IID as IID
     from pyromix.covariances import Diagonal as Diagonal
     from pyromix.covariances import Unstructured as Unstructured
@@ -73,7 +74,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "model": ("Model", "fit", "load", "model", "prior_predictive"),
     "effects": ("LinearEffect", "NeuralEffect", "RandomEffect"),
     "program": ("observe",),
-    "covariances": ("IID", "Diagonal", "Unstructured"),
+    "covariances": ("AR1", "IID", "Diagonal", "Unstructured"),
     "families": ("Binomial", "Gaussian", "Poisson"),
     "marginal": ("Exact", "GaussHermite", "Laplace"),
     "backends": ("MaximumLikelihood", "NUTS", "NestedLaplace", "SVI"),

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pyromix.covariances.ar1 import AR1
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.diagonal import Diagonal
 from pyromix.covariances.iid import IID
 from pyromix.covariances.unstructured import Unstructured
 from pyromix.parameters import build, class_named
 
-__all__ = ["IID", "Coords", "Covariance", "Diagonal", "Unstructured", "from_config", "named"]
+__all__ = ["AR1", "IID", "Coords", "Covariance", "Diagonal", "Unstructured", "from_config", "named"]
 
-_CLASSES: dict[str, type[Covariance]] = {cls.__name__: cls for cls in (IID, Diagonal, Unstructured)}
+_CLASSES: dict[str, type[Covariance]] = {cls.__name__: cls for cls in (IID, Diagonal, Unstructured, AR1)}
 
 
 def named(name: str) -> type[Covariance]:

@@ -11,6 +11,7 @@ from pyromix.covariances import IID, Coords, Covariance, Diagonal, Unstructured
 from pyromix.linalg.operators import BlockOperator
 from pyromix.parameters import Parameter
 from pyromix.testing import CovarianceSuite, without_suite
+from tests.covariances import test_ar1
 
 ONE = Coords(("a", "b", "c", "d"), ("Intercept",))
 TWO = Coords(("a", "b", "c", "d", "e"), ("Intercept", "x"))
@@ -93,7 +94,12 @@ class TestUnstructuredWithOneTerm(CovarianceSuite):
         return theta["sd"] ** 2 * torch.eye(len(coords.levels), dtype=torch.float64)
 
 
-SUITES = (TestIID, TestDiagonal, TestUnstructured)
+SUITES = (
+    TestIID,
+    TestDiagonal,
+    TestUnstructured,
+    test_ar1.TestAR1,
+)
 
 
 def test_every_covariance_has_a_suite() -> None:
@@ -101,7 +107,8 @@ def test_every_covariance_has_a_suite() -> None:
 
 
 def test_a_covariance_without_a_suite_is_found() -> None:
-    assert without_suite(Covariance, (TestIID, TestDiagonal), "pyromix.covariances") == ["Unstructured"]
+    rest = [suite for suite in SUITES if suite is not TestUnstructured]
+    assert without_suite(Covariance, rest, "pyromix.covariances") == ["Unstructured"]
 
 
 class _Broken(IID):
