@@ -9,12 +9,27 @@ from pyromix.covariances.ar1 import AR1
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.diagonal import Diagonal
 from pyromix.covariances.iid import IID
+from pyromix.covariances.kinship import Kinship
+from pyromix.covariances.ou import OU
+from pyromix.covariances.relationship import vanraden
 from pyromix.covariances.unstructured import Unstructured
 from pyromix.parameters import build, class_named
 
-__all__ = ["AR1", "IID", "Coords", "Covariance", "Diagonal", "Unstructured", "from_config", "named"]
+__all__ = [
+    "AR1",
+    "IID",
+    "OU",
+    "Coords",
+    "Covariance",
+    "Diagonal",
+    "Kinship",
+    "Unstructured",
+    "from_config",
+    "named",
+    "vanraden",
+]
 
-_CLASSES: dict[str, type[Covariance]] = {cls.__name__: cls for cls in (IID, Diagonal, Unstructured, AR1)}
+_CLASSES: dict[str, type[Covariance]] = {cls.__name__: cls for cls in (IID, Diagonal, Unstructured, AR1, Kinship, OU)}
 
 
 def named(name: str) -> type[Covariance]:
@@ -24,4 +39,5 @@ def named(name: str) -> type[Covariance]:
 
 def from_config(config: Mapping[str, Any]) -> Covariance:
     """The structure whose ``config()`` is given; nothing in it is executed."""
-    return build(config, _CLASSES, "covariance")
+    parts = {key: from_config(v) if isinstance(v, Mapping) and "class" in v else v for key, v in config.items()}
+    return build(parts, _CLASSES, "covariance")
