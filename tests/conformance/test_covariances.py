@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+
+from pyromix.covariances import IID, Coords, Covariance, Diagonal, Unstructured
 from pyromix.linalg.operators import BlockOperator
 from pyromix.parameters import Parameter
 from pyromix.testing import CovarianceSuite, without_suite
 from tests.covariances import test_ar1, test_kinship, test_ou
-
-from pyromix.covariances import IID, Coords, Covariance, Diagonal, Unstructured
 
 ONE = Coords(("a", "b", "c", "d"), ("Intercept",))
 TWO = Coords(("a", "b", "c", "d", "e"), ("Intercept", "x"))
