@@ -18,7 +18,7 @@ import pyro.distributions as dist
 import torch
 
 from pyromix.composition import Composition, linear_columns
-from pyromix.covariances import IID, Covariance, Diagonal, Unstructured
+from pyromix.covariances import IID, Coords, Covariance, Diagonal, Unstructured
 from pyromix.errors import ConfigError
 from pyromix.families import AbstractFamily
 
@@ -100,7 +100,12 @@ def _with_priors(structure: Covariance, term: Any, asked: dict[str, Any], used: 
 
 
 def _sd_prior(structure: Covariance, term: Any, size: float) -> dist.Distribution:
-    return dist.HalfNormal(_sd_scale(term, size, scalar=isinstance(structure, IID)))
+    return dist.HalfNormal(_sd_scale(term, size, scalar=one_sd(structure, term.terms)))
+
+
+def one_sd(structure: Covariance, terms: Sequence[str]) -> bool:
+    """Whether one SD serves all terms of a level."""
+    return any(p.name == "sd" and p.shape == () for p in structure.parameters(Coords((), tuple(terms))))
 
 
 def _given(site: str, asked: Any, default: Any, labels: Sequence[str]) -> Any:

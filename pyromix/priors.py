@@ -11,8 +11,8 @@ import pyro.distributions as dist
 import torch
 
 from pyromix.composition import Composition, linear_columns
-from pyromix.covariances import IID, Coords, Covariance
-from pyromix.defaults import WIDTH, scaled_to_response, sd_of, spread_of
+from pyromix.covariances import Coords, Covariance
+from pyromix.defaults import WIDTH, one_sd, scaled_to_response, sd_of, spread_of
 from pyromix.families import AbstractFamily
 
 MAX_SHOWN = 4  # numbers of a list
@@ -205,7 +205,7 @@ def _sd_scales(design: Any, term: Any, family: AbstractFamily, structure: Covari
         return [f"{top} = {number}" if top != number else top]
     sizes = term.design.square().mean(0).sqrt()
     says = [f"{top} / rms({t}) = {number} / {float(rms):.4g}" for t, rms in zip(term.terms, sizes, strict=True)]
-    return [f"mean of {'; '.join(says)}"] if isinstance(structure, IID) and len(says) > 1 else says
+    return [f"mean of {'; '.join(says)}"] if one_sd(structure, term.terms) and len(says) > 1 else says
 
 
 def _other_scales(key: str, parameter: Any) -> list[str]:
