@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from pyromix.covariances import AR1 as AR1
     from pyromix.covariances import IID as IID
     from pyromix.covariances import OU as OU
+    from pyromix.covariances import CompoundSymmetry as CompoundSymmetry
     from pyromix.covariances import Diagonal as Diagonal
     from pyromix.covariances import Kinship as Kinship
+    from pyromix.covariances import Toeplitz as Toeplitz
     from pyromix.covariances import Unstructured as Unstructured
     from pyromix.effects import LinearEffect as LinearEffect
     from pyromix.effects import NeuralEffect as NeuralEffect
@@ -76,7 +78,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "model": ("Model", "fit", "load", "model", "prior_predictive"),
     "effects": ("LinearEffect", "NeuralEffect", "RandomEffect"),
     "program": ("observe",),
-    "covariances": ("OU", "AR1", "IID", "Diagonal", "Kinship", "Unstructured"),
+    "covariances": ("Toeplitz", "CompoundSymmetry", "OU", "AR1", "IID", "Diagonal", "Kinship", "Unstructured"),
     "families": ("Binomial", "Gaussian", "Poisson"),
     "marginal": ("Exact", "GaussHermite", "Laplace"),
     "backends": ("MaximumLikelihood", "NUTS", "NestedLaplace", "SVI"),

@@ -7,11 +7,13 @@ from typing import Any
 
 from pyromix.covariances.ar1 import AR1
 from pyromix.covariances.base import Coords, Covariance
+from pyromix.covariances.compound_symmetry import CompoundSymmetry
 from pyromix.covariances.diagonal import Diagonal
 from pyromix.covariances.iid import IID
 from pyromix.covariances.kinship import Kinship
 from pyromix.covariances.ou import OU
 from pyromix.covariances.relationship import vanraden
+from pyromix.covariances.toeplitz import Toeplitz
 from pyromix.covariances.unstructured import Unstructured
 from pyromix.parameters import build, class_named
 
@@ -19,17 +21,21 @@ __all__ = [
     "AR1",
     "IID",
     "OU",
+    "CompoundSymmetry",
     "Coords",
     "Covariance",
     "Diagonal",
     "Kinship",
+    "Toeplitz",
     "Unstructured",
     "from_config",
     "named",
     "vanraden",
 ]
 
-_CLASSES: dict[str, type[Covariance]] = {cls.__name__: cls for cls in (IID, Diagonal, Unstructured, AR1, Kinship, OU)}
+_CLASSES: dict[str, type[Covariance]] = {
+    cls.__name__: cls for cls in (IID, Diagonal, Unstructured, AR1, Kinship, OU, CompoundSymmetry, Toeplitz)
+}
 
 
 def named(name: str) -> type[Covariance]:
