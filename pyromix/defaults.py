@@ -11,18 +11,25 @@ does not use them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 
 from pyromix.composition import Composition, linear_columns
-from pyromix.covariances import IID, Coords, Covariance, Diagonal, Unstructured
+from pyromix.covariances import AR1, IID, OU, Coords, Covariance, Diagonal, Unstructured
 from pyromix.errors import ConfigError
 from pyromix.families import AbstractFamily
 
-STRUCTURES: dict[str, type[Covariance]] = {"iid": IID, "us": Unstructured, "diag": Diagonal}
+STRUCTURES: dict[str, Callable[[Sequence[str]], Covariance]] = {  # of the terms of a level
+    "iid": lambda terms: IID(),
+    "us": lambda terms: Unstructured(),
+    "diag": lambda terms: Diagonal(),
+    # as glmmTMB has it, where the terms of a level are times: ar1(0 + factor(time) | g)
+    "ar1": lambda terms: AR1(over="levels" if len(terms) == 1 else "terms"),
+    "ou": lambda terms: OU(),
+}
 WIDTH = 2.5
 _NOT_ALL = (dist.ImproperUniform, Mapping)  # no proper prior; priors of some entries
 
@@ -54,7 +61,7 @@ def compose(
     size = _response_size(design, family)
     structures = {}
     for term in design.terms:
-        structure = given.get(term.name, STRUCTURES[term.structure]())
+        structure = given.get(term.name) or STRUCTURES[term.structure](term.terms)
         structures[term.name] = _with_priors(structure, term, asked, used, size)
     family = _family_prior(family, design, asked, used)
     linear = _coefficient_prior(design, family, mean, size)

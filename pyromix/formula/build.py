@@ -22,7 +22,7 @@ from pyromix.formula.intake import (
 )
 from pyromix.formula.levels import Crossing
 from pyromix.formula.matrix import ModelMatrix
-from pyromix.formula.parse import Formula, parse
+from pyromix.formula.parse import Formula, parse, structure_of
 from pyromix.formula.pieces import category_codes, check_arguments, read_response, total_offset
 from pyromix.formula.rank import aliases
 from pyromix.formula.rows import Rows
@@ -266,7 +266,7 @@ def _random_terms(formula: Formula, columns: Columns, matrices: _Matrices) -> tu
             {
                 "name": name,
                 "group": group,
-                "structure": "iid" if len(matrix.columns) == 1 else bar.structure,
+                "structure": structure_of(bar.structure, len(matrix.columns)),
                 "index": crossing.codes,
                 "design": None if plain else values,
                 "levels": crossing.levels,

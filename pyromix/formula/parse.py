@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pyromix.errors import FormulaError, UnsupportedError
+from pyromix.errors import FormulaError
 from pyromix.formula.tokens import Token, enclosed, fail, name_columns, render, split, tokenize
 from pyromix.formula.whitelist import CONTRASTS, FUNCTIONS, Checker, Usage
 
-STRUCTURES = ("us", "diag")
-_LATER = ("ar1", "arma", "cs", "gp", "propto", "spde")
+TERMWISE = ("us", "diag")  # of the terms of a level: with one term they all say the same
+LEVELWISE = ("ar1", "ou")  # of the levels themselves, which are times
+STRUCTURES = TERMWISE + LEVELWISE
+KNOWN = "Structures: " + ", ".join(f"{name}(...)" for name in STRUCTURES)
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,17 @@ class Bar:
     group
         Columns whose combinations are the levels: ``("a",)``, or ``("a", "b")`` for ``a:b``.
     structure
-        ``"us"`` (unstructured, the default) or ``"diag"`` (uncorrelated).
+        ``"us"`` (unstructured, the default), ``"diag"`` (uncorrelated), ``"ar1"`` or ``"ou"`` (levels are times).
     """
 
     terms: str
     group: tuple[str, ...]
     structure: str = "us"
+
+
+def structure_of(structure: str, terms: int) -> str:
+    """What a term is called by its structure and the number of effects a level has."""
+    return "iid" if terms == 1 and structure in TERMWISE else structure
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,8 @@ def parse(text: str, functions: Mapping[str, Callable] | None = None) -> Formula
     ----------
     text
         For example ``"Reaction ~ Days + (Days | Subject)"``. Random terms follow lme4: ``(1|g)``, ``(x|g)`` with its
-        implied intercept, ``(0+x|g)``, ``(x||g)``, ``(1|a/b)``, ``(1|a:b)``, and ``us(...)`` or ``diag(...)`` around
-        one. Names in backquotes may hold anything.
+        implied intercept, ``(0+x|g)``, ``(x||g)``, ``(1|a/b)``, ``(1|a:b)``, and ``us(...)``, ``diag(...)``,
+        ``ar1(...)`` or ``ou(...)`` around one. Names in backquotes may hold anything.
     functions
         Further functions the formula may call, by name.
 
@@ -105,9 +112,8 @@ def parse(text: str, functions: Mapping[str, Callable] | None = None) -> Formula
     Raises
     ------
     FormulaError
-        Naming the token that cannot be read or is not allowed.
-    UnsupportedError
-        For a covariance structure that is not among ``us`` and ``diag``.
+        Naming the token that cannot be read or is not allowed, a covariance structure that formulas do not have
+        among them.
     """
     functions = _checked_functions(functions)
     tokens, names = name_columns(tokenize(text), FUNCTIONS + tuple(functions), CONTRASTS)
@@ -254,15 +260,11 @@ class _Reader:
             self.right_hand_side(inner)
 
     def _wrapped(self, name: str, term: list[Token], inner: list[Token], pieces: list) -> None:
-        if name in _LATER:
-            raise UnsupportedError(
-                f"formula: token {name!r}: this covariance structure does not exist yet. Structures now: us(...), "
-                "diag(...); (1 | g) gives independent, identically distributed intercepts"
-            )
         if name not in STRUCTURES:
             raise FormulaError(
-                f"formula: token {term[0].where}: {name}(...) cannot hold a random term. Structures: us(...), "
-                "diag(...); (1 | g) gives independent, identically distributed intercepts"
+                f"formula: token {term[0].where}: {name}(...) cannot hold a random term. {KNOWN}; (1 | g) gives "
+                "independent, identically distributed intercepts. For any other structure write (1 | g) and hand it "
+                "over: covariances={'g': pyromix.Kinship(...)}"
             )
         while len(pieces) == 1 and enclosed(inner):
             inner = inner[1:-1]

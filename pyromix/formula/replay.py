@@ -14,6 +14,7 @@ from pyromix.formula.build import State
 from pyromix.formula.frame import align, read_frame
 from pyromix.formula.intake import Columns, check_missing_option, read_new_columns, refuse_missing
 from pyromix.formula.levels import Factor, match
+from pyromix.formula.parse import structure_of
 from pyromix.formula.pieces import category_codes, read_response, refuse_argument, total_offset
 from pyromix.formula.rows import Rows
 
@@ -131,7 +132,7 @@ def _new_terms(
             {
                 "name": name,
                 "group": ":".join(bar.group),
-                "structure": "iid" if len(names) == 1 else structure,
+                "structure": structure_of(structure, len(names)),
                 "index": index,
                 "design": design,
                 "levels": crossing.levels,

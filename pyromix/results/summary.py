@@ -143,7 +143,20 @@ def _random(fit: Fit) -> str:
         return sizes(fit)
     if not any(corr.values()):
         rows = [row[:4] for row in rows]
-    return "Random effects:\n" + aligned(rows, left=(0, 1, 4), indent=" ", gap=" ") + "\n" + sizes(fit)
+    table_ = aligned(rows, left=(0, 1, 4), indent=" ", gap=" ")
+    return "\n".join(["Random effects:", table_, *_structures(fit), sizes(fit)])
+
+
+def _structures(fit: Fit) -> list[str]:
+    """What the effects' structures have besides SDs and correlations of terms: a decay, a range, ..."""
+    record = fit.record
+    shown = [
+        [f" {name}{[k] if site.value.numel() > 1 else ''}", value]
+        for name, site in record.hypers.items()
+        if declared.owner(record, name) and name.rpartition(".")[2] not in ("sd", "corr_cholesky")
+        for k, value in enumerate(formatted(declared.numpy_of(site.value).reshape(-1)))
+    ]
+    return ["Structures:", aligned(shown, left=(0,))] if shown else []
 
 
 def sizes(fit: Fit) -> str:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyromix.errors import FormulaError, PyromixError, UnsupportedError
-from pyromix.formula.parse import Bar, parse
+from pyromix.errors import FormulaError, PyromixError
+from pyromix.formula.parse import Bar, parse, structure_of
 
 
 def bars(*items: tuple) -> tuple[Bar, ...]:
@@ -312,10 +312,18 @@ def test_malformed_formulas(text: str, message: str) -> None:
         parse(text)
 
 
-@pytest.mark.parametrize("name", ["ar1", "arma", "cs", "gp", "propto", "spde"])
-def test_structures_that_do_not_exist_yet(name: str) -> None:
-    with pytest.raises(UnsupportedError, match=rf"'{name}'.*us\(.*diag\(.*\(1 \| g\)"):
+@pytest.mark.parametrize("name", ["arma", "gp", "propto", "spde", "nonsense"])
+def test_structures_that_are_handed_over(name: str) -> None:
+    with pytest.raises(FormulaError, match=rf"'{name}'.*us\(.*diag\(.*\(1 \| g\).*covariances="):
         parse(f"y ~ {name}(0 + t | g)")
+
+
+@pytest.mark.parametrize("name", ["ar1", "ou"])
+def test_structures_of_levels(name: str) -> None:
+    (bar,) = parse(f"y ~ x + {name}(1 | time)").bars
+    assert (bar.terms, bar.group, bar.structure) == ("1", ("time",), name)
+    assert structure_of(name, 1) == name
+    assert structure_of("us", 1) == structure_of("diag", 1) == "iid"
 
 
 @pytest.mark.parametrize("text", [None, 3, b"y ~ x", ["y ~ x"]])

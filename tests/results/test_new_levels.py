@@ -82,3 +82,15 @@ def test_forecast_is_the_kriging_of_all_rows(kind: str, series: pd.DataFrame) ->
     assert_allclose(fit.predict(new, new_groups="conditional")[:2], expected[:2], rtol=1e-8)
     assert_allclose(fit.predict(new, new_groups="marginal")[1:], mean, rtol=1e-10)
     assert_allclose(fit.predict(new, new_groups="zero")[1:], mean, rtol=1e-10)
+
+
+def test_wrappers_in_a_formula_are_the_structures(series: pd.DataFrame) -> None:
+    handed = pmx.model("y ~ 1 + (1 | time)", series, covariances={"time": pmx.AR1()}).fit(progress=False)
+    written = pmx.model("y ~ 1 + ar1(1 | time)", series).fit(progress=False)
+    assert written.log_likelihood == pytest.approx(handed.log_likelihood, abs=1e-9)
+    assert "time.rho" in written.summary()
+    process = pmx.model("y ~ 1 + ou(1 | time)", series).fit(progress=False)  # rho is positive here: the same model
+    assert process.log_likelihood == pytest.approx(handed.log_likelihood, abs=1e-6)
+    ahead = pd.DataFrame({"time": [30, 45]})
+    expected = handed.predict(ahead, new_groups="conditional")
+    assert_allclose(process.predict(ahead, new_groups="conditional"), expected, rtol=1e-4)
