@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyromix.covariances import CompoundSymmetry as CompoundSymmetry
     from pyromix.covariances import Diagonal as Diagonal
     from pyromix.covariances import Kinship as Kinship
+    from pyromix.covariances import RandomWalk as RandomWalk
     from pyromix.covariances import Toeplitz as Toeplitz
     from pyromix.covariances import Unstructured as Unstructured
     from pyromix.effects import LinearEffect as LinearEffect
@@ -78,7 +79,17 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "model": ("Model", "fit", "load", "model", "prior_predictive"),
     "effects": ("LinearEffect", "NeuralEffect", "RandomEffect"),
     "program": ("observe",),
-    "covariances": ("Toeplitz", "CompoundSymmetry", "OU", "AR1", "IID", "Diagonal", "Kinship", "Unstructured"),
+    "covariances": (
+        "RandomWalk",
+        "Toeplitz",
+        "CompoundSymmetry",
+        "OU",
+        "AR1",
+        "IID",
+        "Diagonal",
+        "Kinship",
+        "Unstructured",
+    ),
     "families": ("Binomial", "Gaussian", "Poisson"),
     "marginal": ("Exact", "GaussHermite", "Laplace"),
     "backends": ("MaximumLikelihood", "NUTS", "NestedLaplace", "SVI"),

@@ -12,6 +12,7 @@ from pyromix.covariances.diagonal import Diagonal
 from pyromix.covariances.iid import IID
 from pyromix.covariances.kinship import Kinship
 from pyromix.covariances.ou import OU
+from pyromix.covariances.random_walk import RandomWalk
 from pyromix.covariances.relationship import vanraden
 from pyromix.covariances.toeplitz import Toeplitz
 from pyromix.covariances.unstructured import Unstructured
@@ -26,6 +27,7 @@ __all__ = [
     "Covariance",
     "Diagonal",
     "Kinship",
+    "RandomWalk",
     "Toeplitz",
     "Unstructured",
     "from_config",
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 _CLASSES: dict[str, type[Covariance]] = {
-    cls.__name__: cls for cls in (IID, Diagonal, Unstructured, AR1, Kinship, OU, CompoundSymmetry, Toeplitz)
+    cls.__name__: cls for cls in (IID, Diagonal, Unstructured, AR1, Kinship, OU, CompoundSymmetry, Toeplitz, RandomWalk)
 }
 
 
