@@ -18,7 +18,17 @@ import pyro.distributions as dist
 import torch
 
 from pyromix.composition import Composition, linear_columns
-from pyromix.covariances import AR1, IID, OU, Coords, Covariance, Diagonal, Unstructured
+from pyromix.covariances import (
+    AR1,
+    IID,
+    OU,
+    CompoundSymmetry,
+    Coords,
+    Covariance,
+    Diagonal,
+    Toeplitz,
+    Unstructured,
+)
 from pyromix.errors import ConfigError
 from pyromix.families import AbstractFamily
 
@@ -26,6 +36,10 @@ STRUCTURES: dict[str, Callable[[Sequence[str]], Covariance]] = {  # of the terms
     "iid": lambda terms: IID(),
     "us": lambda terms: Unstructured(),
     "diag": lambda terms: Diagonal(),
+    "cs": lambda terms: CompoundSymmetry(hom=False),
+    "homcs": lambda terms: CompoundSymmetry(hom=True),
+    "toep": lambda terms: Toeplitz(hom=False),
+    "homtoep": lambda terms: Toeplitz(hom=True),
     # as glmmTMB has it, where the terms of a level are times: ar1(0 + factor(time) | g)
     "ar1": lambda terms: AR1(over="levels" if len(terms) == 1 else "terms"),
     "ou": lambda terms: OU(),

@@ -209,7 +209,8 @@ def _sd_scales(design: Any, term: Any, family: AbstractFamily, structure: Covari
 
 
 def _other_scales(key: str, parameter: Any) -> list[str]:
-    flat = key == "corr" and parameter.prior is not None and float(parameter.prior.concentration) == 1.0
+    matrices = key == "corr" and isinstance(parameter.prior, dist.LKJCholesky)
+    flat = matrices and float(parameter.prior.concentration) == 1.0
     return ["uniform over correlation matrices" if flat else ""]
 
 

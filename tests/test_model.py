@@ -486,3 +486,18 @@ def test_what_was_left_out_is_shown() -> None:
     assert list(fit.fixed_effects().index) == ["Intercept", "Days", "twice"]
     with pytest.raises(pmx.DataError, match="missing value"):
         fit.predict(df.assign(Days=np.nan), missing="error")
+
+
+def test_structures_of_two_terms_agree_where_they_are_the_same_model() -> None:
+    df = pmx.datasets.load("sleepstudy")
+
+    def log_likelihood(wrapper: str) -> float:
+        return pmx.model(f"Reaction ~ Days + {wrapper}(1 + Days | Subject)", df).fit(progress=False).log_likelihood
+
+    # two terms have one correlation, however it is parametrised; lme4 gives -875.9697 for it
+    assert log_likelihood("us") == pytest.approx(-875.9697, abs=1e-4)
+    for wrapper in ("cs", "toep"):
+        assert log_likelihood(wrapper) == pytest.approx(-875.9697, abs=1e-4)
+    alike = [log_likelihood(wrapper) for wrapper in ("homcs", "homtoep", "ar1")]
+    assert alike == pytest.approx([alike[0]] * 3, abs=1e-6)
+    assert alike[0] < -880

@@ -14,7 +14,14 @@ from pyromix.errors import FormulaError
 from pyromix.formula.tokens import Token, enclosed, fail, name_columns, render, split, tokenize
 from pyromix.formula.whitelist import CONTRASTS, FUNCTIONS, Checker, Usage
 
-TERMWISE = ("us", "diag")  # of the terms of a level: with one term they all say the same
+TERMWISE = (
+    "us",
+    "diag",
+    "cs",
+    "homcs",
+    "toep",
+    "homtoep",
+)  # of the terms of a level: with one term they all say the same
 LEVELWISE = ("ar1", "ou")  # of the levels themselves, which are times
 STRUCTURES = TERMWISE + LEVELWISE
 KNOWN = "Structures: " + ", ".join(f"{name}(...)" for name in STRUCTURES)
@@ -31,7 +38,9 @@ class Bar:
     group
         Columns whose combinations are the levels: ``("a",)``, or ``("a", "b")`` for ``a:b``.
     structure
-        ``"us"`` (unstructured, the default), ``"diag"`` (uncorrelated), ``"ar1"`` or ``"ou"`` (levels are times).
+        ``"us"`` (unstructured, the default), ``"diag"`` (uncorrelated), ``"cs"``, ``"homcs"``, ``"toep"``,
+        ``"homtoep"`` (one correlation, or one a distance, with an SD a term or one for all), ``"ar1"`` or ``"ou"``
+        (levels are times).
     """
 
     terms: str
@@ -100,8 +109,8 @@ def parse(text: str, functions: Mapping[str, Callable] | None = None) -> Formula
     ----------
     text
         For example ``"Reaction ~ Days + (Days | Subject)"``. Random terms follow lme4: ``(1|g)``, ``(x|g)`` with its
-        implied intercept, ``(0+x|g)``, ``(x||g)``, ``(1|a/b)``, ``(1|a:b)``, and ``us(...)``, ``diag(...)``,
-        ``ar1(...)`` or ``ou(...)`` around one. Names in backquotes may hold anything.
+        implied intercept, ``(0+x|g)``, ``(x||g)``, ``(1|a/b)``, ``(1|a:b)``, and one of `STRUCTURES` around
+        one, as in ``ar1(1 | time)``. Names in backquotes may hold anything.
     functions
         Further functions the formula may call, by name.
 
