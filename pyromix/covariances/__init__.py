@@ -9,6 +9,7 @@ from pyromix.covariances.ar1 import AR1
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.compound_symmetry import CompoundSymmetry
 from pyromix.covariances.diagonal import Diagonal
+from pyromix.covariances.gp import GP
 from pyromix.covariances.iid import IID
 from pyromix.covariances.kinship import Kinship
 from pyromix.covariances.ou import OU
@@ -20,6 +21,7 @@ from pyromix.parameters import build, class_named
 
 __all__ = [
     "AR1",
+    "GP",
     "IID",
     "OU",
     "CompoundSymmetry",
@@ -36,7 +38,8 @@ __all__ = [
 ]
 
 _CLASSES: dict[str, type[Covariance]] = {
-    cls.__name__: cls for cls in (IID, Diagonal, Unstructured, AR1, Kinship, OU, CompoundSymmetry, Toeplitz, RandomWalk)
+    cls.__name__: cls
+    for cls in (IID, Diagonal, Unstructured, AR1, Kinship, GP, OU, CompoundSymmetry, Toeplitz, RandomWalk)
 }
 
 

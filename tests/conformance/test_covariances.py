@@ -11,7 +11,15 @@ from pyromix.covariances import IID, Coords, Covariance, Diagonal, Unstructured
 from pyromix.linalg.operators import BlockOperator
 from pyromix.parameters import Parameter
 from pyromix.testing import CovarianceSuite, without_suite
-from tests.covariances import test_ar1, test_compound_symmetry, test_kinship, test_ou, test_random_walk, test_toeplitz
+from tests.covariances import (
+    test_ar1,
+    test_compound_symmetry,
+    test_gp,
+    test_kinship,
+    test_ou,
+    test_random_walk,
+    test_toeplitz,
+)
 
 ONE = Coords(("a", "b", "c", "d"), ("Intercept",))
 TWO = Coords(("a", "b", "c", "d", "e"), ("Intercept", "x"))
@@ -104,6 +112,7 @@ SUITES = (
     test_compound_symmetry.TestCompoundSymmetry,
     test_ou.TestOU,
     test_kinship.TestKinship,
+    test_gp.TestGP,
 )
 
 

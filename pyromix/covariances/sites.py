@@ -1,0 +1,141 @@
+"""Places of levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyromix.covariances.base import Coords
+from pyromix.covariances.relationship import check_known, plain_labels
+from pyromix.errors import ConfigError, DataError
+
+MAX_SITES = 4000  # a dense factor of them takes 128 MB and some seconds
+TAIL = 2.3263478740408408  # normal quantile of 99 %
+
+
+class Places:
+    """Places by level label, as the user handed them over."""
+
+    def __init__(self, values: np.ndarray, labels: Sequence[Any]) -> None:
+        self.values, self.labels = values, tuple(labels)
+        self._at = {label: i for i, label in enumerate(self.labels)}
+
+    def __repr__(self) -> str:
+        return f"<{len(self.labels)} sites>"
+
+    def of(self, levels: tuple[Any, ...]) -> np.ndarray:
+        check_known(levels, self._at, "GP(sites=...)")
+        return self.values[[self._at[level] for level in levels]]
+
+    def config(self, where: str) -> list[Any]:
+        return [self.values.tolist(), plain_labels(self.labels, where)]
+
+
+class Sites:
+    """Places of an effect's levels, (levels, dimensions), and how far apart they are."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    @classmethod
+    def of(cls, coords: Coords, places: Places | None) -> Sites:
+        """From the effect's coordinates, the structure's places, or the labels."""
+        given = coords.values
+        if given is None:
+            given = coords.levels if places is None else places.of(tuple(coords.levels))
+        elif hasattr(given, "columns"):
+            given = given.to_numpy()
+        what = "the labels of its levels" if coords.values is None and places is None else "its coordinates"
+        try:
+            given = given.detach().numpy() if isinstance(given, torch.Tensor) else given
+            x = torch.from_numpy(np.array(given, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"GP: {what} are not places ({_first(given)!r}, ...); pass numbers, or tuples of numbers of one "
+                "length: RandomEffect(coords=...) or GP(sites=...)."
+            ) from error
+        x = x[:, None] if x.dim() == 1 else x
+        if x.dim() != 2 or len(x) != len(coords.levels):
+            raise DataError(f"GP: {what} have shape {tuple(x.shape)} for {len(coords.levels)} levels.")
+        return cls(x)
+
+    @property
+    def dims(self) -> list[int]:
+        return list(range(self.x.shape[1]))
+
+    def check(self, levels: tuple[Any, ...]) -> None:
+        """Refuse places that are missing or shared, and too many of them."""
+        if len(levels) > MAX_SITES:
+            raise ConfigError(
+                f"GP: {len(levels)} sites, and a dense factor is made of at most {MAX_SITES}; round the coordinates to "
+                "a coarser grid and make its cells the levels, or give groups of sites an effect each."
+            )
+        bad = (~torch.isfinite(self.x)).any(1).nonzero()
+        if len(bad):
+            i = int(bad[0])
+            raise DataError(f"GP: level {levels[i]!r} is at {self.x[i].tolist()}; give it a finite place.")
+        first: dict[tuple[float, ...], int] = {}
+        for i, place in enumerate(map(tuple, self.x.tolist())):
+            if place in first:
+                raise DataError(
+                    f"GP: levels {levels[first[place]]!r} and {levels[i]!r} are both at {place}; give both rows one "
+                    "level, the site."
+                )
+            first[place] = i
+
+    def log_distances(self, dims: list[int]) -> tuple[float, float]:
+        """Mean and SD of a normal of the log length with 1 % below the smallest and above the largest distance.
+
+        The SD is 0.5 at least: few sites say little of lengths.
+        """
+        key = tuple(dims)
+        if key not in self._found:
+            self._found[key] = self._log_distances(dims)
+        return self._found[key]
+
+    @cached_property
+    def _found(self) -> dict[tuple[int, ...], tuple[float, float]]:
+        return {}
+
+    def _log_distances(self, dims: list[int]) -> tuple[float, float]:
+        apart = torch.pdist(self.x[:, dims])
+        apart = apart[apart > 0]
+        if not len(apart):
+            return 0.0, 1.0
+        low, high = math.log(float(apart.min())), math.log(float(apart.max()))
+        return 0.5 * (low + high), max((high - low) / (2 * TAIL), 0.5)
+
+
+def read_sites(sites: Any) -> Places:
+    """What the user passed as ``sites``: a DataFrame, or a pair (array, labels)."""
+    if isinstance(sites, Places):
+        return sites
+    if hasattr(sites, "columns"):
+        values, labels = sites.to_numpy(), list(sites.index)
+    elif isinstance(sites, (tuple, list)) and len(sites) == 2:
+        values, labels = sites[0], list(sites[1])
+    else:
+        raise ConfigError(
+            f"GP(sites=...): got a {type(sites).__name__}; pass a pandas DataFrame with the labels as index, or "
+            "(array, labels)."
+        )
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"GP(sites=...): its coordinates are not all numbers ({error}).") from error
+    array = array[:, None] if array.ndim == 1 else array
+    if array.ndim != 2 or len(array) != len(labels) or len(set(labels)) < len(labels):
+        raise DataError(
+            f"GP(sites=...): shape {array.shape} for {len(labels)} labels, {len(set(labels))} of them different; "
+            "give every label one row."
+        )
+    return Places(array, labels)
+
+
+def _first(given: Any) -> Any:
+    return next(iter(given), None) if hasattr(given, "__iter__") else given
