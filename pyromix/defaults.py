@@ -26,6 +26,7 @@ from pyromix.covariances import (
     Coords,
     Covariance,
     Diagonal,
+    RandomWalk,
     Toeplitz,
     Unstructured,
 )
@@ -43,6 +44,7 @@ STRUCTURES: dict[str, Callable[[Sequence[str]], Covariance]] = {  # of the terms
     # as glmmTMB has it, where the terms of a level are times: ar1(0 + factor(time) | g)
     "ar1": lambda terms: AR1(over="levels" if len(terms) == 1 else "terms"),
     "ou": lambda terms: OU(),
+    "rw": lambda terms: RandomWalk(),
 }
 WIDTH = 2.5
 _NOT_ALL = (dist.ImproperUniform, Mapping)  # no proper prior; priors of some entries

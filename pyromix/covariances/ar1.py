@@ -8,7 +8,7 @@ import torch
 
 from pyromix.covariances.arguments import correlation, sd_parameter
 from pyromix.covariances.base import Coords, Covariance
-from pyromix.covariances.chains import markov, read_chains, require_unit
+from pyromix.covariances.chains import in_steps, markov, read_chains
 from pyromix.errors import ConfigError
 from pyromix.linalg.operators import AbstractOperator, BlockOperator, PrecisionOperator
 from pyromix.parameters import Argument, Parameter
@@ -71,8 +71,7 @@ class AR1(Covariance):
         sd, rho, q = theta["sd"], theta["rho"], len(coords.terms)
         if self.over == "terms":
             return BlockOperator(sd[..., None, None] * _factor(rho, q), len(coords.levels))
-        chains = read_chains(coords, "AR1")
-        require_unit(chains, coords, "AR1")
+        chains = in_steps(read_chains(coords, "AR1"), coords, "AR1")
         linked, gap = torch.from_numpy(chains.linked), torch.from_numpy(chains.gap)
         decay = torch.where(linked, rho**gap, 0.0)
         return PrecisionOperator(markov(chains, [decay], 1 - decay**2), sd * torch.eye(q, dtype=sd.dtype))

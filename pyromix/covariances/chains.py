@@ -3,7 +3,7 @@ r"""Levels as points in time of one or more series, and the sparse precision of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import torch
 from pyromix.covariances.base import Coords
 from pyromix.errors import StructureError
 from pyromix.linalg.operators import Precision
+
+WHOLE = 1e-9  # a step this far from a whole one, relative to the times, is whole but for rounding
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,11 @@ def read_chains(coords: Coords, where: str) -> Chains:
     return Chains(order, series, time, position, gap)
 
 
-def require_unit(chains: Chains, coords: Coords, where: str) -> None:
-    """`StructureError` unless times within a series are whole steps apart."""
-    bad = np.flatnonzero(chains.gap != np.round(chains.gap))
+def in_steps(chains: Chains, coords: Coords, where: str) -> Chains:
+    """The same with whole gaps; `StructureError` unless times within a series are whole steps apart."""
+    whole = np.round(chains.gap)
+    room = WHOLE * max(1.0, float(abs(chains.time).max(initial=0.0)))  # times such as 0.1, 1.1, 2.1
+    bad = np.flatnonzero((abs(chains.gap - whole) > room) | (whole < 1))
     if len(bad):
         at = int(bad[0])
         a, b = (coords.levels[chains.order[k]] for k in (at - 1, at))
@@ -106,6 +110,7 @@ def require_unit(chains: Chains, coords: Coords, where: str) -> None:
             f"{where}: levels {a!r} and {b!r} are {chains.gap[at]:g} apart in time; it needs whole steps. Count time "
             "in steps (coords=...), or use pyromix.OU, which takes any times."
         )
+    return replace(chains, gap=whole)
 
 
 def markov(chains: Chains, coefs: Sequence[torch.Tensor], variance: torch.Tensor) -> Precision:

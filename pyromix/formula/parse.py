@@ -22,7 +22,7 @@ TERMWISE = (
     "toep",
     "homtoep",
 )  # of the terms of a level: with one term they all say the same
-LEVELWISE = ("ar1", "ou")  # of the levels themselves, which are times
+LEVELWISE = ("ar1", "ou", "rw")  # of the levels themselves, which are times
 STRUCTURES = TERMWISE + LEVELWISE
 KNOWN = "Structures: " + ", ".join(f"{name}(...)" for name in STRUCTURES)
 
@@ -39,8 +39,8 @@ class Bar:
         Columns whose combinations are the levels: ``("a",)``, or ``("a", "b")`` for ``a:b``.
     structure
         ``"us"`` (unstructured, the default), ``"diag"`` (uncorrelated), ``"cs"``, ``"homcs"``, ``"toep"``,
-        ``"homtoep"`` (one correlation, or one a distance, with an SD a term or one for all), ``"ar1"`` or ``"ou"``
-        (levels are times).
+        ``"homtoep"`` (one correlation, or one a distance, with an SD a term or one for all), ``"ar1"``, ``"ou"``
+        or ``"rw"`` (levels are times).
     """
 
     terms: str

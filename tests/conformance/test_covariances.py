@@ -11,15 +11,7 @@ from pyromix.covariances import IID, Coords, Covariance, Diagonal, Unstructured
 from pyromix.linalg.operators import BlockOperator
 from pyromix.parameters import Parameter
 from pyromix.testing import CovarianceSuite, without_suite
-from tests.covariances import (
-    test_ar1,
-    test_compound_symmetry,
-    test_gp,
-    test_kinship,
-    test_ou,
-    test_random_walk,
-    test_toeplitz,
-)
+from tests.covariances import test_ar1, test_arma, test_compound_symmetry, test_gp, test_kinship, test_ou, test_random_walk, test_toeplitz
 
 ONE = Coords(("a", "b", "c", "d"), ("Intercept",))
 TWO = Coords(("a", "b", "c", "d", "e"), ("Intercept", "x"))
@@ -107,6 +99,7 @@ SUITES = (
     TestDiagonal,
     TestUnstructured,
     test_ar1.TestAR1,
+    test_arma.TestARMA,
     test_random_walk.TestRandomWalk,
     test_toeplitz.TestToeplitz,
     test_compound_symmetry.TestCompoundSymmetry,

@@ -186,6 +186,8 @@ def test_steps_from_any_origin() -> None:
     theta = {"sd": number(1.0), "rho": number(0.5)}
     shifted = AR1().operator(theta, Coords((0.5, 1.5, 3.5), ("Intercept",))).dense()
     close(shifted, AR1().operator(theta, Coords((0, 1, 3), ("Intercept",))).dense())
+    rounded = AR1().operator({**theta, "rho": number(-0.5)}, Coords((3.3, 2.3, 0.3), ("Intercept",))).dense()
+    close(rounded, AR1().operator({**theta, "rho": number(-0.5)}, Coords((3, 2, 0), ("Intercept",))).dense())
 
 
 SERIES = Coords(tuple((s, t) for s in "abcdef" for t in (1, 2, 3, 5, 6, 9, 10, 11)), ("Intercept",))

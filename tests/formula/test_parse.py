@@ -318,7 +318,7 @@ def test_structures_that_are_handed_over(name: str) -> None:
         parse(f"y ~ {name}(0 + t | g)")
 
 
-@pytest.mark.parametrize("name", ["ar1", "ou"])
+@pytest.mark.parametrize("name", ["ar1", "ou", "rw"])
 def test_structures_of_levels(name: str) -> None:
     (bar,) = parse(f"y ~ x + {name}(1 | time)").bars
     assert (bar.terms, bar.group, bar.structure) == ("1", ("time",), name)
