@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from pyromix.backends import NestedLaplace as NestedLaplace
     from pyromix.backends.training import Training as Training
     from pyromix.covariances import AR1 as AR1
-    from pyromix.covariances import ARMA as ARMA
     from pyromix.covariances import GP as GP
     from pyromix.covariances import IID as IID
     from pyromix.covariances import OU as OU
     from pyromix.covariances import CompoundSymmetry as CompoundSymmetry
     from pyromix.covariances import Diagonal as Diagonal
     from pyromix.covariances import Kinship as Kinship
+    from pyromix.covariances import Kronecker as Kronecker
     from pyromix.covariances import RandomWalk as RandomWalk
     from pyromix.covariances import Toeplitz as Toeplitz
     from pyromix.covariances import Unstructured as Unstructured
@@ -82,7 +82,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "effects": ("LinearEffect", "NeuralEffect", "RandomEffect"),
     "program": ("observe",),
     "covariances": (
-        "ARMA",
         "RandomWalk",
         "Toeplitz",
         "CompoundSymmetry",
@@ -92,6 +91,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "IID",
         "Diagonal",
         "Kinship",
+        "Kronecker",
         "Unstructured",
     ),
     "families": ("Binomial", "Gaussian", "Poisson"),

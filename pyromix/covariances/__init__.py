@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyromix.covariances.ar1 import AR1
-from pyromix.covariances.arma import ARMA
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.compound_symmetry import CompoundSymmetry
 from pyromix.covariances.diagonal import Diagonal
 from pyromix.covariances.gp import GP
 from pyromix.covariances.iid import IID
 from pyromix.covariances.kinship import Kinship
+from pyromix.covariances.kronecker import Kronecker
 from pyromix.covariances.ou import OU
 from pyromix.covariances.random_walk import RandomWalk
 from pyromix.covariances.relationship import vanraden
@@ -22,7 +22,6 @@ from pyromix.parameters import build, class_named
 
 __all__ = [
     "AR1",
-    "ARMA",
     "GP",
     "IID",
     "OU",
@@ -31,6 +30,7 @@ __all__ = [
     "Covariance",
     "Diagonal",
     "Kinship",
+    "Kronecker",
     "RandomWalk",
     "Toeplitz",
     "Unstructured",
@@ -41,7 +41,10 @@ __all__ = [
 
 _CLASSES: dict[str, type[Covariance]] = {
     cls.__name__: cls
-    for cls in (IID, Diagonal, Unstructured, AR1, Kinship, GP, OU, CompoundSymmetry, Toeplitz, RandomWalk, ARMA)
+    for cls in (
+        *(IID, Diagonal, Unstructured, Kinship, GP, Kronecker),
+        *(AR1, OU, CompoundSymmetry, Toeplitz, RandomWalk),
+    )
 }
 
 

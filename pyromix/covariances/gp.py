@@ -79,8 +79,9 @@ class GP(BetweenLevels):
     priors
         Priors of the kernel's hyper-parameters by name; a number fixes one. These come before the kernel's registered
         priors, and those before the defaults: for lengths and periods a LogNormal with 1 % below the smallest and 1 %
-        above the largest distance between sites (with one number per dimension, in that dimension; SD 0.5 at least), for others between
-        two bounds uniform, for others above a bound that bound plus LogNormal(0, 1), else Normal(0, 1).
+        above the largest distance between sites (with one number per dimension, in that dimension; SD 0.5 at least),
+        for others between two bounds uniform, for others above a bound that bound plus LogNormal(0, 1), else
+        Normal(0, 1).
     sites
         Places by level label: pandas DataFrame with the labels as index, or ``(array, labels)``.
     terms

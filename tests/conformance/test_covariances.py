@@ -11,7 +11,17 @@ from pyromix.covariances import IID, Coords, Covariance, Diagonal, Unstructured
 from pyromix.linalg.operators import BlockOperator
 from pyromix.parameters import Parameter
 from pyromix.testing import CovarianceSuite, without_suite
-from tests.covariances import test_ar1, test_arma, test_compound_symmetry, test_gp, test_kinship, test_ou, test_random_walk, test_toeplitz
+from tests.covariances import (
+    test_ar1,
+    test_arma,
+    test_compound_symmetry,
+    test_gp,
+    test_kinship,
+    test_kronecker,
+    test_ou,
+    test_random_walk,
+    test_toeplitz,
+)
 
 ONE = Coords(("a", "b", "c", "d"), ("Intercept",))
 TWO = Coords(("a", "b", "c", "d", "e"), ("Intercept", "x"))
@@ -99,13 +109,13 @@ SUITES = (
     TestDiagonal,
     TestUnstructured,
     test_ar1.TestAR1,
-    test_arma.TestARMA,
     test_random_walk.TestRandomWalk,
     test_toeplitz.TestToeplitz,
     test_compound_symmetry.TestCompoundSymmetry,
     test_ou.TestOU,
     test_kinship.TestKinship,
     test_gp.TestGP,
+    test_kronecker.TestKronecker,
 )
 
 
