@@ -30,6 +30,7 @@ FAR = 50.0  # from the start, on the unconstrained scale: a mode out there is no
 STARTS = 4  # random starts, besides the origin, from which a mode is searched
 NEGLIGIBLE = 10.0  # difference in log probability beyond which a mode does not count beside another
 TRIALS = 64  # points at which the Gaussian at a mode is compared with the density
+POLISH, ON_TOP = 10, 1e-4  # Newton's steps to a mode at most, and twice the log density that may be left to gain
 FLATTEST = 1e-8  # smallest eigenvalue of a Hessian, relative to the largest, that is used
 
 
@@ -214,12 +215,9 @@ def _modes(density: Density, size: int) -> list[_JointMode]:
     found = []
     for start in [np.zeros(size), *rng.standard_normal((STARTS, size))]:
         at = _climb(density, start)
-        root = None if at is None else _hessian_root(density, at)
-        if (
-            at is not None
-            and root is not None
-            and _nearly_white(Coordinates(at, DenseRoot(root)).density(density), size)
-        ):
+        top = None if at is None else _top(density, at)
+        if top is not None and _nearly_white(Coordinates(top[0], DenseRoot(top[1])).density(density), size):
+            at, root = top
             found.append(_JointMode(at, root, density(at)[0] + np.linalg.slogdet(root)[1]))
     return sorted(found, key=lambda mode: -mode.weight)
 
@@ -278,6 +276,26 @@ def _climb(density: Density, start: np.ndarray) -> np.ndarray | None:
     result = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "maxfun": 2000})
     good = np.isfinite(result.fun) and result.fun < 1e299
     return result.x if good and result.success else None
+
+
+def _top(density: Density, at: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The mode that a climb came near, by Newton's steps, and a root of the inverse of minus the Hessian there.
+
+    Along the ridge that columns far from zero make, a climb stops long before its top.
+    """
+    for _ in range(POLISH):
+        root = _hessian_root(density, at)
+        if root is None:
+            return None
+        value, gradient = density(at)
+        white = root.T @ gradient
+        if white @ white < ON_TOP:
+            return at, root
+        trial = at + root @ white
+        if not density(trial)[0] >= value:
+            return None
+        at = trial
+    return None
 
 
 def _hessian_root(density: Density, w: np.ndarray) -> np.ndarray | None:

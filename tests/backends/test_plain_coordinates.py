@@ -52,6 +52,23 @@ def test_a_regression_becomes_white_noise() -> None:
     assert abs(float(raw["b"] + 1e3 * raw["c"]) - 2) < 0.5
 
 
+def years(x: torch.Tensor, y: torch.Tensor) -> None:
+    """A line through calendar years: the intercept stands for the year 0, far from all data."""
+    a = pyro.sample("a", dist.Normal(f64(0.0), f64(100.0)))
+    b = pyro.sample("b", dist.Normal(f64(0.0), f64(1.0)))
+    sd = pyro.sample("sd", dist.HalfNormal(f64(10.0)))
+    pyro.sample("y", dist.Normal(a + b * x, sd).to_event(1), obs=y)
+
+
+def test_the_top_of_a_ridge_is_reached() -> None:
+    rng = np.random.default_rng(1)
+    x = torch.arange(1952.0, 2014.0, dtype=torch.float64)
+    found = target(years, x, 9 + 0.02 * (x - 1983) + torch.from_numpy(rng.normal(size=62)))
+    assert np.abs(found.density(np.zeros(3))[1]).max() < 0.02  # of a white density: two hundredths of an SD from the top
+    values = [found.density(w)[0] + 0.5 * w @ w for w in rng.standard_normal((50, 3))]
+    assert np.std(values) < 0.5
+
+
 def bumps(weights: list[float]) -> JointTarget:
     """A mixture of two normal densities, so far apart that no chain goes from one to the other."""
     parts = dist.Normal(torch.tensor([-2.0, 2.0], dtype=torch.float64), f64(0.3))
