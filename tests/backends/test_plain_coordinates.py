@@ -64,7 +64,7 @@ def test_the_top_of_a_ridge_is_reached() -> None:
     rng = np.random.default_rng(1)
     x = torch.arange(1952.0, 2014.0, dtype=torch.float64)
     found = target(years, x, 9 + 0.02 * (x - 1983) + torch.from_numpy(rng.normal(size=62)))
-    assert np.abs(found.density(np.zeros(3))[1]).max() < 0.02  # of a white density: two hundredths of an SD from the top
+    assert np.abs(found.density(np.zeros(3))[1]).max() < 0.02  # a gradient in SDs
     values = [found.density(w)[0] + 0.5 * w @ w for w in rng.standard_normal((50, 3))]
     assert np.std(values) < 0.5
 
