@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyromix.backends import NestedLaplace as NestedLaplace
     from pyromix.backends.training import Training as Training
     from pyromix.covariances import AR1 as AR1
+    from pyromix.covariances import ARMA as ARMA
     from pyromix.covariances import GP as GP
     from pyromix.covariances import IID as IID
     from pyromix.covariances import OU as OU
@@ -82,6 +83,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "effects": ("LinearEffect", "NeuralEffect", "RandomEffect"),
     "program": ("observe",),
     "covariances": (
+        "ARMA",
         "RandomWalk",
         "Toeplitz",
         "CompoundSymmetry",

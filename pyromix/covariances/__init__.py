@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyromix.covariances.ar1 import AR1
+from pyromix.covariances.arma import ARMA
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.compound_symmetry import CompoundSymmetry
 from pyromix.covariances.diagonal import Diagonal
@@ -22,6 +23,7 @@ from pyromix.parameters import build, class_named
 
 __all__ = [
     "AR1",
+    "ARMA",
     "GP",
     "IID",
     "OU",
@@ -43,7 +45,7 @@ _CLASSES: dict[str, type[Covariance]] = {
     cls.__name__: cls
     for cls in (
         *(IID, Diagonal, Unstructured, Kinship, GP, Kronecker),
-        *(AR1, OU, CompoundSymmetry, Toeplitz, RandomWalk),
+        *(AR1, OU, CompoundSymmetry, Toeplitz, RandomWalk, ARMA),
     )
 }
 

@@ -109,6 +109,7 @@ SUITES = (
     TestDiagonal,
     TestUnstructured,
     test_ar1.TestAR1,
+    test_arma.TestARMA,
     test_random_walk.TestRandomWalk,
     test_toeplitz.TestToeplitz,
     test_compound_symmetry.TestCompoundSymmetry,

@@ -1,0 +1,189 @@
+"""Stationary autoregressive moving averages over the levels of an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from pyromix.covariances.arguments import correlation, sd_parameter
+from pyromix.covariances.base import Coords, Covariance
+from pyromix.covariances.chains import Chains, in_steps, markov, read_chains
+from pyromix.covariances.partial import regressions, remaining
+from pyromix.errors import ConfigError, NumericalError, UnsupportedError
+from pyromix.linalg.operators import DENSE, AbstractOperator, PrecisionOperator, RootOperator
+from pyromix.parameters import Argument, Parameter
+
+HIGHEST = 10  # order
+SINGULAR = "ARMA: the correlations are singular to rounding; partial autocorrelations are too close to one."
+FARTHEST = 1e6  # steps between two levels, each with an autocovariance
+
+
+class ARMA(Covariance):
+    r"""Stationary ARMA(p, q) process over whole steps of time.
+
+    .. math:: u_t = \sum_{i=1}^p \phi_i u_{t-i} + e_t + \sum_{j=1}^q \theta_j e_{t-j}, \qquad
+        \Sigma_{st} = sd^2 \frac{\gamma_{|s-t|}}{\gamma_0} \text{ within a series, 0 between series}
+
+    e is white noise, :math:`\gamma` the autocovariances at unit noise; `sd` is the SD of an effect, not of the noise.
+    The coefficients are those of partial autocorrelations, each free in (-1, 1), so that the process is stationary and
+    its moving average invertible (Monahan 1984; Barndorff-Nielsen and Schou 1973): with :math:`\phi(r)` the
+    Durbin-Levinson recursion, :math:`\phi = \phi(r_{ar})` and :math:`\theta = -\phi(-r_{ma})`; of order one they are
+    the coefficients themselves. Sampled sites: ``<effect>.pacf_ar`` (p,) and ``<effect>.pacf_ma`` (q,); ``<effect>.ar``
+    and ``<effect>.ma`` record :math:`\phi` and :math:`\theta`.
+
+    A level is a time, or a pair (series, time); series are independent. Times are the ``coords`` of the effect, one
+    per level, or, where there are none, the labels of its levels. They are whole steps apart; steps may be missing,
+    levels may come in any order. Terms of a level are independent, with the same SD.
+
+    Without a moving average and without missing steps the precision has p bands, and costs are linear in the number of
+    levels. Otherwise the covariance is factored densely, up to 2000 levels. The autocovariances are exact: the first
+    solve the Yule-Walker equations, the rest follow by the autoregression.
+
+    Signs are those of R's ``arima``, nlme's ``corARMA`` and brms' ``arma()``. Their scale is the SD of the noise
+    (``arima``, brms), or of a residual (nlme), as here.
+
+    Parameters
+    ----------
+    p, q
+        Orders, 0 to 10, not both zero.
+    sd
+        Standard deviation of every effect, >= 0: a number fixes it, a distribution is its prior; by default
+        HalfNormal(scale 10).
+    pacf_ar, pacf_ma
+        Partial autocorrelations, (p,) and (q,), or one number for all: numbers or priors; by default Uniform(-1, 1)
+        each.
+
+    Raises
+    ------
+    ConfigError
+        Orders out of range, a negative SD, a partial autocorrelation outside (-1, 1), a prior that reaches outside.
+    StructureError
+        Where the effect is used: levels that are no times, times that are not whole steps apart, two levels at one
+        time of a series.
+    UnsupportedError
+        More than 2000 levels, or a million steps, with a moving average or with missing steps.
+    NumericalError
+        Values so close to a unit root that the correlations are singular to rounding.
+    """
+
+    def __init__(
+        self, p: int = 1, q: int = 0, sd: Argument = None, pacf_ar: Argument = None, pacf_ma: Argument = None
+    ) -> None:
+        for name, order in (("p", p), ("q", q)):
+            if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= HIGHEST:
+                raise ConfigError(f"ARMA({name}={order!r}): pass an order from 0 to {HIGHEST}.")
+        if p == q == 0:
+            raise ConfigError("ARMA(p=0, q=0): nothing is correlated; use pyromix.IID().")
+        for name, order, given in (("pacf_ar", p, pacf_ar), ("pacf_ma", q, pacf_ma)):
+            if not order and given is not None:
+                raise ConfigError(f"ARMA({name}={given!r}): the order of that part is zero; leave it out.")
+        self.p = p
+        self.q = q
+        self.sd = sd
+        self.pacf_ar = pacf_ar
+        self.pacf_ma = pacf_ma
+        self.parameters(Coords((), ("Intercept",)))
+
+    def parameters(self, coords: Coords) -> tuple[Parameter, ...]:
+        out = [sd_parameter(self.sd, "ARMA")]
+        if self.p:
+            out.append(correlation("pacf_ar", self.pacf_ar, "ARMA", shape=(self.p,)))
+        if self.q:
+            out.append(correlation("pacf_ma", self.pacf_ma, "ARMA", shape=(self.q,)))
+        return tuple(out)
+
+    def describe(self, theta: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        out = {}
+        if "pacf_ar" in theta:
+            out["ar"] = regressions(theta["pacf_ar"])[-1]
+        if "pacf_ma" in theta:
+            out["ma"] = -regressions(-theta["pacf_ma"])[-1]
+        return out
+
+    def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> AbstractOperator:
+        sd, chains = theta["sd"], in_steps(read_chains(coords, "ARMA"), coords, "ARMA")
+        tril = sd * torch.eye(len(coords.terms), dtype=sd.dtype)
+        if not self.q and bool((chains.gap == 1).all()):
+            return PrecisionOperator(markov(chains, *_steps(theta["pacf_ar"], chains)), tril)
+        if len(chains.order) > DENSE:
+            raise UnsupportedError(
+                f"ARMA(p={self.p}, q={self.q}): {len(chains.order)} levels would be factored densely, at most {DENSE} "
+                "are. Use q=0 with a level for every step, or pyromix.AR1 or pyromix.OU."
+            )
+        if chains.span > FARTHEST:
+            raise UnsupportedError(
+                f"ARMA(p={self.p}, q={self.q}): levels lie up to {chains.span:.4g} steps apart, at most {FARTHEST:.4g} "
+                "are taken. Use pyromix.AR1 or pyromix.OU."
+            )
+        parts = self.describe(theta)
+        none = torch.zeros(0, dtype=sd.dtype)
+        covariances = autocovariances(parts.get("ar", none), parts.get("ma", none), round(chains.span))
+        return RootOperator(_root(covariances / covariances[0], chains), tril)
+
+
+def _steps(partial: torch.Tensor, chains: Chains) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Coefficients of every place on those before it, and what they leave of the variance: exact from the start on."""
+    p = len(partial)
+    known = torch.from_numpy(np.minimum(chains.position, p))  # how many places before it are used
+    zeros = partial.new_zeros(p)
+    rows = [zeros, *(torch.cat([phi, zeros[len(phi) :]]) for phi in regressions(partial))]
+    table = torch.stack(rows)  # (p + 1, p)
+    return list(table[known].T), remaining(partial)[known]
+
+
+def autocovariances(ar: torch.Tensor, ma: torch.Tensor, last: int) -> torch.Tensor:
+    r"""Autocovariances :math:`\gamma_0, ..., \gamma_{last}` of an ARMA process with unit noise.
+
+    For lags 0 to m = max(p, q), with :math:`\psi` the response to an impulse and :math:`\theta_0 = 1`,
+
+    .. math:: \gamma_k - \sum_i \phi_i \gamma_{|k-i|} = \sum_{j \ge k} \theta_j \psi_{j-k};
+
+    later ones follow from those before by the autoregression.
+    """
+    p, q = len(ar), len(ma)
+    m = max(p, q)
+    theta = torch.cat([ar.new_ones(1), ma])
+    psi = [theta[0]]
+    for j in range(1, q + 1):
+        psi.append(theta[j] + sum((ar[i] * psi[j - 1 - i] for i in range(min(p, j))), ar.new_zeros(())))
+    right = [sum((theta[j] * psi[j - k] for j in range(k, q + 1)), ar.new_zeros(())) for k in range(m + 1)]
+    system = torch.eye(m + 1, dtype=ar.dtype)
+    for i in range(p):
+        at = torch.from_numpy(np.abs(np.arange(m + 1) - i - 1))
+        system = system - ar[i] * torch.nn.functional.one_hot(at, m + 1).to(ar.dtype)
+    found, failure = torch.linalg.solve_ex(system, torch.stack(right))
+    if int(failure):
+        raise NumericalError(SINGULAR)
+    if last <= m:
+        return found[: last + 1]
+    if not p:
+        return torch.cat([found, found.new_zeros(last - m)])
+    # state (gamma_k, ..., gamma_{k-p+1}); doubling: what `size` steps of the recursion do is one matrix
+    step = torch.cat([ar[None], torch.eye(p, dtype=ar.dtype)[:-1]])
+    states = found.flip(0)[:p][None] @ step.T  # the state at lag m + 1
+    while len(states) < last - m:
+        states = torch.cat([states, states @ _power(step, len(states)).T])
+    return torch.cat([found, states[: last - m, 0]])
+
+
+def _power(step: torch.Tensor, count: int) -> torch.Tensor:
+    """``step`` to a power that is one of two's."""
+    while count > 1:
+        step, count = step @ step, count // 2
+    return step
+
+
+def _root(correlations: torch.Tensor, chains: Chains) -> torch.Tensor:
+    """A lower triangular root of the levels' correlations, in the order of the levels."""
+    where = np.empty_like(chains.order)
+    where[chains.order] = np.arange(len(where))
+    time, series = chains.time[where], chains.series[where]
+    lag = np.abs(np.round(time[:, None] - time)).astype(np.int64)
+    same = series[:, None] == series
+    matrix = torch.where(torch.from_numpy(same), correlations[torch.from_numpy(np.where(same, lag, 0))], 0.0)
+    root, failure = torch.linalg.cholesky_ex(matrix)
+    if int(failure):
+        raise NumericalError(SINGULAR)
+    return root
