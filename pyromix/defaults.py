@@ -90,6 +90,12 @@ def compose(
     return Composition(family, linear, structures, mean)
 
 
+def correlated_terms(covariances: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Terms that are given a structure in which levels need not be independent."""
+    alike = (IID, Diagonal, Unstructured, CompoundSymmetry, Toeplitz)
+    return tuple(name for name, structure in (covariances or {}).items() if not isinstance(structure, alike))
+
+
 def all_proper(
     formula: Any, family: AbstractFamily, covariances: Mapping[str, Any] | None, priors: Mapping[str, Any] | None
 ) -> bool:

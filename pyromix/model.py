@@ -12,7 +12,7 @@ from pyromix.backends import AbstractBackend, MaximumLikelihood
 from pyromix.backends.base import check_seed
 from pyromix.composition import linear_columns, network_inputs
 from pyromix.covariances import Covariance
-from pyromix.defaults import all_proper, compose
+from pyromix.defaults import all_proper, compose, correlated_terms
 from pyromix.errors import ConfigError
 from pyromix.families import AbstractFamily, Gaussian
 from pyromix.formula.design import Design
@@ -163,6 +163,7 @@ def model(
         functions=functions,
         missing=missing,
         proper_priors=all_proper(parsed, family, covariances, priors),
+        correlated=correlated_terms(covariances),
     )
     if precision_weights is not None and not family.has_residual:
         family.weigh({}, torch.empty(0))  # refuses, and says what to use instead

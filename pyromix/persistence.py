@@ -65,6 +65,7 @@ def describe_design(design: Design, arrays: Arrays, prefix: str = "") -> dict[st
         "arguments": pack(arguments, arrays, f"{prefix}arguments"),
         "functions": sorted(state.functions),
         "proper_priors": state.proper_priors,
+        "correlated": list(state.correlated),
         "n_dropped": design.n_dropped,
     }
 
@@ -262,6 +263,7 @@ def _load_design(
         family=family,
         functions={name: (functions or {})[name] for name in described["functions"]},
         proper_priors=described["proper_priors"],
+        correlated=described["correlated"],
         **unpack(described["arguments"], arrays),
     )
     return replace(design, n_dropped=described["n_dropped"])

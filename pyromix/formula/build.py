@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from pyromix.formula.intake import (
 )
 from pyromix.formula.levels import Crossing
 from pyromix.formula.matrix import ModelMatrix
-from pyromix.formula.parse import Formula, parse, structure_of
+from pyromix.formula.parse import LEVELWISE, Formula, parse, structure_of
 from pyromix.formula.pieces import category_codes, check_arguments, read_response, total_offset
 from pyromix.formula.rank import aliases
 from pyromix.formula.rows import Rows
@@ -54,6 +54,8 @@ class State:
         The ``offset=`` argument on the rows kept, if it was no column name.
     proper_priors
         Whether every parameter has a proper prior, so that fewer designs are refused.
+    correlated
+        Random terms whose levels are correlated by a structure that is handed over.
     """
 
     formula: Formula
@@ -67,6 +69,7 @@ class State:
     arguments: Mapping[str, pd.Series]
     offset_values: np.ndarray | None = None
     proper_priors: bool = False
+    correlated: tuple[str, ...] = ()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copies and pickles come without what the matrix builder learnt: learn it again from the same columns."""
@@ -121,6 +124,7 @@ def build(
     functions: Mapping[str, Callable] | None,
     missing: str,
     proper_priors: bool,
+    correlated: Collection[str] = (),
 ) -> dict[str, Any]:
     """Everything a `Design` holds, as arrays, from training data."""
     check_missing_option(missing, ("error", "drop"))
@@ -160,7 +164,9 @@ def build(
     random, terms = _random_terms(formula, columns, matrices)
     for entry, term in zip(random, terms, strict=True):
         q = 1 if term["design"] is None else term["design"].shape[1]
-        notes += checks.groups(term["group"], len(entry[3].levels), q, observations, gaussian, proper_priors)
+        # one row a level is enough where levels tell something of each other
+        limited = gaussian and term["structure"] not in LEVELWISE and term["name"] not in correlated
+        notes += checks.groups(term["group"], len(entry[3].levels), q, observations, limited, proper_priors)
     for column in columns.groups.values():
         notes += checks.similar_labels(column)
     notes += checks.reused_ids(columns.groups, [bar.group for bar in formula.bars])
@@ -180,6 +186,7 @@ def build(
         arguments=given,
         offset_values=None if isinstance(offset, str) else aligned["offset"],
         proper_priors=proper_priors,
+        correlated=tuple(correlated),
     )
     return {
         "formula": formula,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -131,6 +131,7 @@ class Design:
         functions: Mapping[str, Callable] | None = None,
         missing: str = "error",
         proper_priors: bool = False,
+        correlated: Collection[str] = (),
         quiet: bool = False,
     ) -> Design:
         """Apply a formula to data.
@@ -157,6 +158,8 @@ class Design:
         proper_priors
             Whether every parameter has a proper prior. Then too many columns, dependent columns, one group and a
             constant response are no errors.
+        correlated
+            Names of random terms whose levels will be correlated: they may have as many levels as there are rows.
         quiet
             Do not give warnings; they are still kept in ``notes``.
 
@@ -175,6 +178,7 @@ class Design:
             functions=functions,
             missing=missing,
             proper_priors=proper_priors,
+            correlated=correlated,
         )
         if not quiet:
             for category, text in parts["notes"]:
