@@ -16,6 +16,7 @@ from pyromix.marginal.moments import variance_moments
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.running import Program, Record, Site, run
 
+BESIDE = 0.55  # of the way through an interval: in its middle a correlation is zero, where patterns lose their entries
 FLOOR = 0.1  # of a typical SD: no search starts below it, since zero is stationary
 
 
@@ -146,6 +147,6 @@ def _neutral(value: torch.Tensor, site: Site) -> torch.Tensor:
     if _is_scale(site):
         return torch.ones_like(value).detach()
     if isinstance(site.role.support, constraints.interval):
-        middle = 0.5 * (site.role.support.lower_bound + site.role.support.upper_bound)
-        return torch.full_like(value, float(middle)).detach()
+        low, high = float(site.role.support.lower_bound), float(site.role.support.upper_bound)
+        return torch.full_like(value, low + BESIDE * (high - low)).detach()
     return value.detach()

@@ -7,17 +7,20 @@ One interface, three ways to hold the same matrix: `logdet`, `solve`, `inverse_a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee
 from scipy.sparse.linalg import splu, spsolve_triangular
 
 from pyromix.errors import NumericalError
 from pyromix.linalg import cholesky as small
 
 DENSE_LIMIT = 8000  # rows, 512 MB; crossed factors fill in, so a dense factorisation is the faster one up to memory
+WIDEST = 8  # of a band that is ordered by cyclic reduction
+BATCH = 4_000_000  # entries of a temporary in the selected inverse
 BLOCK_LIMIT = 64  # rows; connected components up to this size are factored densely, all of a size at once
 
 
@@ -67,7 +70,12 @@ class ComplementPlan:
         sizes = np.bincount(labels, minlength=count)
         self.blocks = _Blocks(self, labels, sizes) if sizes.max() <= BLOCK_LIMIT else None
         if self.blocks is None:
-            order = sp.csc_array((np.arange(1.0, len(self.keep) + 1), (self.lower_rows, self.lower_cols)), (size, size))
+            self.rank = _banded_rank(graph)
+            at = (self.lower_rows, self.lower_cols)
+            if self.rank is not None:
+                r, c = self.rank[self.lower_rows], self.rank[self.lower_cols]
+                at = (np.maximum(r, c), np.minimum(r, c))
+            order = sp.csc_array((np.arange(1.0, len(self.keep) + 1), at), (size, size))
             full = sp.csc_array(order + sp.tril(order, -1).T)
             self._order = full.data.astype(np.int64) - 1
             self._indices, self._indptr = full.indices, full.indptr
@@ -78,7 +86,30 @@ class ComplementPlan:
         if self.blocks is not None:
             return BlockComplement(self.blocks, lower)
         shape = (self.size, self.size)
-        return SparseComplement(sp.csc_array((lower[self._order], self._indices, self._indptr), shape=shape))
+        return SparseComplement(sp.csc_array((lower[self._order], self._indices, self._indptr), shape=shape), self.rank)
+
+
+def _banded_rank(graph: sp.coo_array) -> np.ndarray | None:
+    """Position of every row in an ordering for matrices that are banded in some order; ``None`` for others.
+
+    Cyclic reduction: the band is cut into blocks, every other one of which is eliminated first, then every other one of
+    the rest. The tree of eliminations is then some log n deep, where minimum degree goes along a chain from its ends.
+    """
+    size = graph.shape[0]
+    symmetric = sp.csr_array(graph + graph.T)
+    along = np.asarray(reverse_cuthill_mckee(symmetric, symmetric_mode=True), dtype=np.int64)
+    place = np.empty(size, dtype=np.int64)
+    place[along] = np.arange(size)
+    rows, cols = graph.coords
+    width = int(np.abs(place[rows] - place[cols]).max(initial=0))
+    if width > WIDEST:
+        return None
+    block = np.arange(size) // max(width, 1) + 1
+    level = np.log2(block & -block).astype(np.int64)
+    order = along[np.lexsort((np.arange(size), level))]
+    rank = np.empty(size, dtype=np.int64)
+    rank[order] = np.arange(size)
+    return rank
 
 
 class _Blocks:
@@ -176,41 +207,66 @@ class BlockComplement(AbstractComplement):
 
 
 class SparseComplement(AbstractComplement):
-    """Sparse Cholesky by SuperLU in its symmetric mode; the inverse on the factor's pattern by Takahashi's rule."""
+    """Sparse Cholesky by SuperLU in its symmetric mode; the inverse on the factor's pattern by Takahashi's rule.
 
-    def __init__(self, matrix: sp.sparray) -> None:
+    Parameters
+    ----------
+    matrix
+        The matrix, rows and columns in the order of `rank` where one is given.
+    rank
+        Position of every row in an order chosen before; ``None`` leaves the choice to SuperLU.
+    """
+
+    def __init__(self, matrix: sp.sparray, rank: np.ndarray | None = None) -> None:
         symmetric = {"SymmetricMode": True}
-        lu = splu(sp.csc_array(matrix), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=symmetric)
+        spec = "MMD_AT_PLUS_A" if rank is None else "NATURAL"
+        lu = splu(sp.csc_array(matrix), permc_spec=spec, diag_pivot_thresh=0.0, options=symmetric)
         pivots = lu.U.diagonal()
         if not (pivots > 0).all() or not np.array_equal(lu.perm_r, lu.perm_c):
             raise NumericalError(f"a sparse complement of {matrix.shape[0]} rows is not positive definite.")
-        self._lu, self._pivots = lu, pivots
+        self._lu, self._pivots, self._rank = lu, pivots, rank
         self.logdet = float(np.log(pivots).sum())
         self._selected: tuple[np.ndarray, np.ndarray] | None = None
 
     def solve(self, b: np.ndarray) -> np.ndarray:
-        return self._lu.solve(np.ascontiguousarray(b))
+        if self._rank is None:
+            return self._lu.solve(np.ascontiguousarray(b))
+        ordered = np.empty_like(b)
+        ordered[self._rank] = b
+        return self._lu.solve(ordered)[self._rank]
 
     def sample(self, noise: np.ndarray) -> np.ndarray:
         scaled = noise / np.sqrt(self._pivots)[:, None]
         x = spsolve_triangular(sp.csr_array(self._lu.L.T), scaled, lower=False, unit_diagonal=True)
-        return x[self._lu.perm_c]
+        x = x[self._lu.perm_c]
+        return x if self._rank is None else x[self._rank]
 
     def inverse_at(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         if self._selected is None:
             self._selected = _selected_inverse(sp.csc_array(self._lu.L), self._pivots)
         keys, values = self._selected
         size = len(self._pivots)
-        i, j = self._lu.perm_c[rows].astype(np.int64), self._lu.perm_c[cols].astype(np.int64)
+        first, second = (rows, cols) if self._rank is None else (self._rank[rows], self._rank[cols])
+        i, j = self._lu.perm_c[first].astype(np.int64), self._lu.perm_c[second].astype(np.int64)
         wanted = np.minimum(i, j) * size + np.maximum(i, j)  # column * size + row of the lower triangle
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         out = values[at]
         missing = keys[at] != wanted
-        if missing.any():  # a structural zero of S that the factor did not fill
-            columns, inverse = np.unique(cols[missing], return_inverse=True)
-            unit = np.zeros((size, len(columns)))
-            unit[columns, np.arange(len(columns))] = 1.0
-            out[missing] = self.solve(unit)[rows[missing], inverse]
+        if missing.any():  # a zero of S that the factor did not fill
+            out[missing] = self._solved_at(rows[missing], cols[missing])
+        return out
+
+    def _solved_at(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        """Entries of the inverse by solving for its columns, some at a time."""
+        size, out = len(self._pivots), np.empty(len(rows))
+        columns, which = np.unique(cols, return_inverse=True)
+        step = max(1, BATCH // size)
+        for start in range(0, len(columns), step):
+            part = columns[start : start + step]
+            unit = np.zeros((size, len(part)))
+            unit[part, np.arange(len(part))] = 1.0
+            here = (which >= start) & (which < start + step)
+            out[here] = self.solve(unit)[rows[here], which[here] - start]
         return out
 
 
@@ -222,17 +278,40 @@ def _selected_inverse(lower: sp.csc_array, pivots: np.ndarray) -> tuple[np.ndarr
     """
     lower.sort_indices()
     size = len(pivots)
-    indptr, indices, data = lower.indptr, lower.indices.astype(np.int64), lower.data
+    indptr, indices, data = lower.indptr.astype(np.int64), lower.indices.astype(np.int64), lower.data
     keys = np.repeat(np.arange(size, dtype=np.int64), np.diff(indptr)) * size + indices
     z = np.empty_like(data)
-    for j in range(size - 1, -1, -1):
-        start, stop = indptr[j], indptr[j + 1]
-        below = indices[start + 1 : stop]  # the first entry is the unit diagonal
-        column = data[start + 1 : stop]
-        if len(below):
-            low = np.minimum(below[:, None], below[None, :])
-            high = np.maximum(below[:, None], below[None, :])
-            block = z[np.searchsorted(keys, low * size + high)]
-            z[start + 1 : stop] = -(block @ column)
-        z[start] = 1.0 / pivots[j] - column @ z[start + 1 : stop]
+    for columns, count in _independent_columns(indptr, indices):
+        at = indptr[columns][:, None] + 1 + np.arange(count)  # the first entry is the unit diagonal
+        below, values = indices[at], data[at]
+        low = np.minimum(below[:, :, None], below[:, None, :])
+        high = np.maximum(below[:, :, None], below[:, None, :])
+        block = z[np.searchsorted(keys, low * size + high)]
+        z[at] = -np.einsum("mab,mb->ma", block, values)
+        z[indptr[columns]] = 1.0 / pivots[columns] - (values * z[at]).sum(1)
     return keys, z
+
+
+def _independent_columns(indptr: np.ndarray, indices: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """Columns whose inverse entries can be computed together, and the entries each has below the diagonal.
+
+    Columns of one depth of the elimination tree do not depend on each other, and each depends on columns nearer to the
+    root alone. An ordering that keeps fill low makes the tree flat: a chain of n has a depth of some log n.
+    """
+    size = len(indptr) - 1
+    counts = np.diff(indptr) - 1
+    parent = np.full(size, size, dtype=np.int64)
+    below = counts > 0
+    parent[below] = indices[indptr[:-1][below] + 1]
+    depth = np.zeros(size + 1, dtype=np.int64)
+    depth[size] = -1
+    for j in range(size - 1, -1, -1):
+        depth[j] = depth[parent[j]] + 1
+    order = np.lexsort((counts, depth[:size]))
+    kind = np.stack([depth[order], counts[order]], axis=1)
+    starts = np.concatenate([[0], np.flatnonzero((np.diff(kind, axis=0) != 0).any(1)) + 1, [size]])
+    for start, stop in zip(starts[:-1], starts[1:], strict=True):
+        count = int(counts[order[start]])
+        step = max(1, BATCH // max(1, count * count))
+        for first in range(start, stop, step):
+            yield order[first : min(first + step, stop)], count
