@@ -13,10 +13,11 @@ from pyromix.covariances.diagonal import Diagonal
 from pyromix.covariances.gp import GP
 from pyromix.covariances.iid import IID
 from pyromix.covariances.kinship import Kinship
+from pyromix.covariances.known_matrix import vanraden
 from pyromix.covariances.kronecker import Kronecker
 from pyromix.covariances.ou import OU
+from pyromix.covariances.pedigree import relationship
 from pyromix.covariances.random_walk import RandomWalk
-from pyromix.covariances.relationship import vanraden
 from pyromix.covariances.toeplitz import Toeplitz
 from pyromix.covariances.unstructured import Unstructured
 from pyromix.parameters import build, class_named
@@ -38,6 +39,7 @@ __all__ = [
     "Unstructured",
     "from_config",
     "named",
+    "relationship",
     "vanraden",
 ]
 

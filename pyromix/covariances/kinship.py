@@ -9,9 +9,10 @@ import torch
 
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.between import BetweenLevels
-from pyromix.covariances.relationship import known, vanraden
+from pyromix.covariances.known_matrix import known, vanraden
+from pyromix.covariances.pedigree import Pedigree
 from pyromix.errors import ConfigError
-from pyromix.linalg.operators import AbstractOperator, RootOperator
+from pyromix.linalg.operators import AbstractOperator
 from pyromix.parameters import Argument, Parameter, encode
 
 
@@ -34,6 +35,11 @@ class Kinship(BetweenLevels):
         pandas DataFrame with the ids as index and columns, or ``(array, ids)``.
     markers
         In place of K: a table of genotypes, ids x markers; see `pyromix.covariances.vanraden`.
+    pedigree
+        In place of K: pandas DataFrame with the columns ``id``, ``sire`` (or ``father``) and ``dam`` (or ``mother``),
+        rows in any order. K is then the numerator relationship matrix A, inbreeding included, ``1 + F_i`` on its
+        diagonal. Unknown parents are None, NaN, "" or 0; parents without a row are founders. Where all ancestors of
+        the levels are levels too (pass them all as ``levels=``), A^-1 is used, which is sparse.
     sd
         Standard deviations, >= 0, (terms,) or one number for all: numbers fix them, a distribution is their prior; by
         default HalfNormal(scale 10), or scaled to the data by `pyromix.model`.
@@ -45,7 +51,8 @@ class Kinship(BetweenLevels):
     Raises
     ------
     StructureError
-        A K that is not square, symmetric or positive semidefinite; where the effect is used, a level that K lacks.
+        A K that is not square, symmetric or positive semidefinite; an animal with two rows, or its own ancestor; where
+        the effect is used, a level that K lacks.
     DataError
         Missing or infinite entries, genotypes that are no allele counts.
     ConfigError
@@ -57,22 +64,33 @@ class Kinship(BetweenLevels):
         K: Any = None,
         *,
         markers: Any = None,
+        pedigree: Any = None,
         sd: Argument = None,
         terms: Covariance | None = None,
         repair: str | None = None,
     ) -> None:
-        given = [name for name, value in (("K", K), ("markers", markers)) if value is not None]
+        ways = {"K": K, "markers": markers, "pedigree": pedigree}
+        given = [name for name, value in ways.items() if value is not None]
         if len(given) != 1:
-            raise ConfigError(f"Kinship: got {' and '.join(given) or 'nothing'}; pass one of K=, markers=.")
-        self.K = known(K if markers is None else vanraden(markers), repair)
+            raise ConfigError(f"Kinship: got {' and '.join(given) or 'nothing'}; pass one of K=, markers=, pedigree=.")
+        if pedigree is not None and repair is not None:
+            raise ConfigError(f"Kinship(repair={repair!r}): a pedigree has nothing to repair.")
+        if pedigree is not None:
+            self.K = Pedigree(pedigree)
+        else:
+            self.K = K if isinstance(K, Pedigree) else known(K if markers is None else vanraden(markers), repair)
         self._set_terms(sd, terms)
 
     def parameters(self, coords: Coords) -> tuple[Parameter, ...]:
         return self._term_parameters(coords.terms)
 
     def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> AbstractOperator:
-        tril = self._tril(theta, coords)
-        return RootOperator(self.K.root(tuple(coords.levels)).to(tril.dtype), tril)
+        return self.K.operator(tuple(coords.levels), self._tril(theta, coords))
+
+    @property
+    def pedigree(self) -> Pedigree | None:
+        """The pedigree, where that is what was given."""
+        return self.K if isinstance(self.K, Pedigree) else None
 
     def config(self) -> dict[str, Any]:
         """As for every structure; K is written out.
@@ -83,9 +101,10 @@ class Kinship(BetweenLevels):
             A K of more than 2,000 ids, ids that are neither text nor numbers, or a prior that cannot be saved.
         """
         terms = None if self.terms is None else self.terms.config()
+        way = "pedigree" if isinstance(self.K, Pedigree) else "K"
         return {
             "class": "Kinship",
-            "K": self.K.config("Kinship(K=...)"),
+            way: self.K.config(f"Kinship({way}=...)"),
             "sd": encode(self.sd, "Kinship(sd=...)"),
             "terms": terms,
         }

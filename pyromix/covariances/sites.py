@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pyromix.covariances.base import Coords
-from pyromix.covariances.relationship import check_known, plain_labels
+from pyromix.covariances.known_matrix import check_known, plain_labels
 from pyromix.errors import ConfigError, DataError
 
 MAX_SITES = 4000  # a dense factor of them takes 128 MB and some seconds

@@ -144,7 +144,7 @@ def test_it_is_saved_in_plain_values() -> None:
 
 
 def test_the_root_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyromix.covariances.relationship as module
+    import pyromix.covariances.known_matrix as module
 
     calls, made = [], module.semidefinite_root
     monkeypatch.setattr(module, "semidefinite_root", lambda m: calls.append(1) or made(m))
@@ -162,7 +162,7 @@ def _with(i: int, j: int, value: float) -> np.ndarray:
 
 
 BAD = [
-    (lambda: Kinship(), ConfigError, r"Kinship: got nothing; pass one of K=, markers="),
+    (lambda: Kinship(), ConfigError, r"Kinship: got nothing; pass one of K=, markers=, pedigree="),
     (lambda: Kinship(FRAME, markers=FRAME), ConfigError, r"got K and markers"),
     (lambda: Kinship(K), ConfigError, r"K=: got a ndarray; pass a pandas DataFrame .* or \(array, ids\)"),
     (lambda: Kinship((K[:3], IDS)), StructureError, r"shape \(3, 4\) for 4 ids is not \(ids, ids\)"),

@@ -11,6 +11,7 @@ import torch
 
 from pyromix.covariances.between import semidefinite_root
 from pyromix.errors import ConfigError, DataError, JitterWarning, StructureError
+from pyromix.linalg.operators import RootOperator
 
 NEGATIVE = 1e-8  # eigenvalues above minus this share of the largest are rounding
 SAVED = 2000  # ids of a matrix that a saved model may hold: its entries are written as text
@@ -56,6 +57,10 @@ class Relationship:
             at = torch.tensor([self._at[level] for level in levels], dtype=torch.long)
             remember(self._roots, levels, semidefinite_root(self.values[at][:, at]))
         return self._roots[levels]
+
+    def operator(self, levels: tuple[Any, ...], tril: torch.Tensor) -> RootOperator:
+        """Covariance of the effects of ``levels``; ``tril`` is the root of that of a level."""
+        return RootOperator(self.root(levels).to(tril.dtype), tril)
 
     def config(self, where: str) -> list[Any]:
         """Rows and ids as plain values."""
