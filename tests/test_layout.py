@@ -74,7 +74,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "compile": {"pyro", "torch"},
     "potential": {"pyro", "torch"},
     "marginal": {"numpy", "pyro", "scipy", "torch"},
-    "backends": {"numpy", "nutpie", "pyarrow", "pyro", "safetensors", "scipy", "torch", "tqdm"},
+    "backends": {"numpy", "nutpie", "pyarrow", "pyro", "safetensors", "scipy", "threadpoolctl"}
+    | {"torch", "tqdm"},
     "formula": {"numpy", "pandas", "patsy", "scipy", "torch"},
     "results": {"arviz", "h5netcdf", "matplotlib", "numpy", "pandas", "pyro", "safetensors", "scipy", "torch"}
     | {"tqdm", "xarray"},
