@@ -50,12 +50,15 @@ class Parameter:
         Its prior, with ``event_shape`` equal to the parameter's shape, in float64. Unused by maximum likelihood.
     fixed
         Its value where the user gave a number; then there is no prior.
+    labels
+        Names of its entries, where they are not those of the effect's terms.
     """
 
     name: str
     support: constraints.Constraint
     prior: Distribution | None = None
     fixed: torch.Tensor | None = None
+    labels: tuple[str, ...] | None = None
 
     @property
     def shape(self) -> torch.Size:

@@ -27,7 +27,7 @@ def f64(value):
 def program_source(composition: Composition, design: Any, formula: str) -> str:
     """Source that defines ``program(design)`` with the same sites, priors and density.
 
-    A network is a free name, ``network``: define it before the program runs.
+    A network is a free name, ``network``, as are the places of a process, ``sites``: define them before it runs.
     """
     lines = ["def program(design):"]
     _, labels = linear_columns(design, composition.network)
@@ -47,7 +47,8 @@ def program_source(composition: Composition, design: Any, formula: str) -> str:
         lines.append(f"    eta = {eta}{term}")
         eta = "eta + "
     for k, term in enumerate(design.terms):
-        covariance = _instance(composition.covariances[term.name])
+        structure = composition.covariances[term.name]
+        covariance = structure.source(_value) or _instance(structure)
         lines.append(f"    term = design.terms[{k}]  # {', '.join(term.terms)} by {term.group}")
         lines.append("    effect = pmx.RandomEffect(")
         lines.append(f"        {term.name!r},")
@@ -64,7 +65,10 @@ def program_source(composition: Composition, design: Any, formula: str) -> str:
     lines.append("        eta, design.y, trials=design.trials, offset=design.offset,")
     lines.append("        weights=design.frequency_weights, precision=design.precision_weights,")
     lines.append("    )")
-    return HEADER.format(formula=formula) + "\n" + "\n".join(lines) + "\n"
+    header = HEADER.format(formula=formula)
+    if any("gpytorch." in line for line in lines):
+        header = header.replace("import pyro.", "import gpytorch\nimport pyro.", 1)
+    return header + "\n" + "\n".join(lines) + "\n"
 
 
 def _call(name: str, prior: Distribution | None) -> str:
@@ -92,7 +96,7 @@ def _value(value: Any) -> str:
         return f"dist.{encoded['distribution']}({given})"
     if isinstance(value, torch.Tensor):
         return _number(value.tolist())
-    return repr(value)
+    return _instance(value) if hasattr(value, "config") else repr(value)
 
 
 def _number(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,10 @@ class Covariance(ABC):
         """
         name = type(self).__name__
         return {"class": name, **{k: encode(v, f"{name}({k}=...)") for k, v in vars(self).items()}}
+
+    def source(self, value: Callable[[Any], str]) -> str | None:
+        """The call that makes it, for `Model.source`, arguments written by ``value``; ``None``: from its `config`."""
+        return None
 
     def __repr__(self) -> str:
         given = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if v is not None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import constraints
 
+from pyromix.covariances import kernel_text
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.between import BetweenLevels, cholesky
 from pyromix.covariances.kernel_parameters import (
@@ -33,9 +34,7 @@ from pyromix.errors import ConfigError
 from pyromix.linalg.operators import RootOperator
 from pyromix.parameters import Argument, Parameter, decode, encode, number, parameter
 
-SAVED = ("RBFKernel", "MaternKernel", "PeriodicKernel", "RQKernel", "CosineKernel", "LinearKernel", "ScaleKernel")
-SAVED_SUMS = ("AdditiveKernel", "ProductKernel")
-SAVED_BOUNDS = ("Positive", "GreaterThan", "LessThan", "Interval")
+NUGGET = 1e-6
 # torch distributions behind GPyTorch's priors, and their arguments
 PRIORS = {
     "Gamma": ("concentration", "rate"),
@@ -62,6 +61,8 @@ class GP(BetweenLevels):
     ``requires_grad`` is off: then the hyper-parameter is fixed there.
 
     Places are the effect's ``coords``, or those of `sites`, or the labels themselves: numbers, or tuples of numbers.
+    Levels at one place have one value there, but for the nugget, which is each level's own. A length per dimension
+    (``ard_num_dims``) is labelled by the columns of a DataFrame of places, else ``x1``, ``x2``.
 
     The variance is ``sd^2``, GPyTorch's ``outputscale``, brms' ``sdgp^2`` and gstat's partial sill; a sum of two
     kernels has variance ``2 sd^2``. A `ScaleKernel` inside a sum weighs its part. Where every part has one, or the
@@ -93,7 +94,7 @@ class GP(BetweenLevels):
         Something that is no kernel, one scale too many, priors of unknown names, a negative nugget; where the effect is
         used, more than 4,000 sites, or a kernel of another number of dimensions.
     DataError
-        Where the effect is used: two levels at one place, places that are missing or no numbers.
+        Where the effect is used: places that are missing or no numbers.
     NumericalError
         C is singular to working precision; a larger nugget helps.
     """
@@ -103,7 +104,7 @@ class GP(BetweenLevels):
         kernel: Any,
         sd: Argument = None,
         *,
-        nugget: float = 1e-6,
+        nugget: float = NUGGET,
         priors: Mapping[str, Argument] | None = None,
         sites: Any = None,
         terms: Covariance | None = None,
@@ -128,10 +129,12 @@ class GP(BetweenLevels):
         return (*self._term_parameters(coords.terms), *found)
 
     def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> RootOperator:
-        x = self._sites(coords).x
+        sites = self._sites(coords)
         values = {name: theta[name] for name in self._names}
+        x, at = sites.merged
         c = self._correlation(values, x)
-        c = c + self.nugget * torch.eye(len(x), dtype=c.dtype)
+        c = c if at is None else c[..., at[:, None], at]
+        c = c + self.nugget * torch.eye(c.shape[-1], dtype=c.dtype)
         return RootOperator(cholesky(c, f"GP(nugget={self.nugget:g})"), self._tril(theta, coords))
 
     def config(self) -> dict[str, Any]:
@@ -144,7 +147,7 @@ class GP(BetweenLevels):
         """
         return {
             "class": "GP",
-            "kernel": _describe(self.kernel),
+            "kernel": kernel_text.describe(self.kernel, _gpytorch()),
             "sd": encode(self.sd, "GP(sd=...)"),
             "nugget": self.nugget,
             "priors": [[name, encode(prior, f"GP(priors[{name!r}])")] for name, prior in self.priors.items()],
@@ -153,7 +156,20 @@ class GP(BetweenLevels):
         }
 
     def __repr__(self) -> str:
-        return f"GP(kernel={type(self.kernel).__name__}({', '.join(self._names)}), sd={self.sd!r})"
+        names = ("sd", "sites", "terms")
+        given = [f"{name}={value!r}" for name in names if (value := getattr(self, name)) is not None]
+        given += [f"nugget={self.nugget:g}"] if self.nugget != NUGGET else []
+        given += [f"priors={self.priors!r}"] if self.priors else []
+        return f"GP({', '.join([kernel_text.text(self.kernel), *given])})"
+
+    def source(self, value: Callable[[Any], str]) -> str:
+        given = [f"sd={value(self.sd)}"] if self.sd is not None else []
+        given += [f"nugget={self.nugget!r}"] if self.nugget != NUGGET else []
+        if self.priors:
+            given.append(f"priors={{{', '.join(f'{k!r}: {value(v)}' for k, v in self.priors.items())}}}")
+        given += ["sites=sites"] if self.sites is not None else []
+        given += [f"terms={value(self.terms)}"] if self.terms is not None else []
+        return f"pmx.GP({', '.join([kernel_text.text(self.kernel, 'gpytorch.kernels.'), *given])})"
 
     def _sites(self, coords: Coords) -> Sites:
         found = Sites.of(coords, self.sites)
@@ -188,7 +204,14 @@ class GP(BetweenLevels):
         positive = 0 <= low and high == math.inf  # for the check of priors; see `arguments.rate_parameter`
         checked = constraints.positive if positive else support(low, high)
         made = parameter(name, self.priors.get(name), checked, default, shape, "GP")
-        return replace(made, support=support(low, high))
+        labels = tuple(sites.names[d] for d in dims) if shape == (len(dims),) else None
+        return replace(made, support=support(low, high), labels=labels)
+
+
+def _gpytorch() -> Any:
+    import gpytorch
+
+    return gpytorch
 
 
 # -- reading a kernel ------------------------------------------------------------------------------------------------
@@ -196,7 +219,7 @@ def _read_kernel(kernel: Any) -> Any:
     import gpytorch
 
     if isinstance(kernel, (list, tuple)):
-        return _build(kernel)
+        return kernel_text.build(kernel, gpytorch)
     if not isinstance(kernel, gpytorch.kernels.Kernel):
         raise ConfigError(f"GP(kernel={kernel!r}): pass a kernel of GPyTorch, e.g. MaternKernel(nu=1.5).")
     if len(kernel.batch_shape):
@@ -276,58 +299,3 @@ def _evaluate(kernel: Any, raw: Mapping[str, torch.Tensor], x: torch.Tensor) -> 
     with gpytorch.settings.trace_mode(True), gpytorch.settings.lazily_evaluate_kernels(False):
         named = {f"kernel.{path}": value for path, value in raw.items()}
         return torch.func.functional_call(_Dense(kernel), named, (x,))
-
-
-# -- saved models ----------------------------------------------------------------------------------------------------
-def _describe(kernel: Any) -> list[Any]:
-    """A kernel as plain values: class, arguments, bounds of its hyper-parameters, parts."""
-    import gpytorch
-
-    kind = type(kernel).__name__
-    if type(kernel) is not getattr(gpytorch.kernels, kind, None) or kind not in SAVED + SAVED_SUMS:
-        known = ", ".join(SAVED + SAVED_SUMS)
-        raise ConfigError(f"GP(kernel=...): a kernel {kind} cannot be saved; those that can: {known}.")
-    if kind in SAVED_SUMS:
-        return [kind, {}, {}, [_describe(part) for part in kernel.kernels]]
-    arguments: dict[str, Any] = {"nu": kernel.nu} if kind == "MaternKernel" else {}
-    if kernel.ard_num_dims is not None:
-        arguments["ard_num_dims"] = kernel.ard_num_dims
-    if kernel.active_dims is not None:
-        arguments["active_dims"] = kernel.active_dims.tolist()
-    bounds = {name: _describe_bounds(c) for name, c in _constraints(kernel) if c is not None}
-    if kind == "ScaleKernel":
-        return [kind, {}, bounds, [_describe(kernel.base_kernel)]]
-    return [kind, arguments, bounds, []]
-
-
-def _constraints(kernel: Any) -> Iterator[tuple[str, Any]]:
-    for name, _ in kernel.named_parameters(recurse=False):
-        yield name, kernel.constraint_for_parameter_name(name)
-
-
-def _describe_bounds(constraint: Any) -> list[Any]:
-    kind = type(constraint).__name__
-    if kind not in SAVED_BOUNDS:
-        raise ConfigError(f"GP(kernel=...): a constraint {kind} cannot be saved; those that can: {SAVED_BOUNDS}.")
-    return [kind, *(bound for bound in bounds(constraint) if math.isfinite(bound) and kind != "Positive")]
-
-
-def _build(described: Any) -> Any:
-    """The kernel that `_describe` described; only known classes are ever made."""
-    import gpytorch
-
-    try:
-        kind, arguments, bounds, parts = described
-        if kind not in SAVED + SAVED_SUMS:
-            raise ConfigError(f"saved kernel {kind!r} is unknown; known ones: {', '.join(SAVED + SAVED_SUMS)}.")
-        given = {key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()}
-        kernel = getattr(gpytorch.kernels, kind)(*(_build(part) for part in parts), **given)
-        for name, (bound, *edges) in bounds.items():
-            if bound not in SAVED_BOUNDS:
-                raise ConfigError(f"saved constraint {bound!r} is unknown; known ones: {', '.join(SAVED_BOUNDS)}.")
-            kernel.register_constraint(name, getattr(gpytorch.constraints, bound)(*edges))
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"saved kernel {described!r} cannot be read: {error}") from error
-    return kernel

@@ -21,8 +21,9 @@ TAIL = 2.3263478740408408  # normal quantile of 99 %
 class Places:
     """Places by level label, as the user handed them over."""
 
-    def __init__(self, values: np.ndarray, labels: Sequence[Any]) -> None:
+    def __init__(self, values: np.ndarray, labels: Sequence[Any], names: Sequence[Any] | None = None) -> None:
         self.values, self.labels = values, tuple(labels)
+        self.names = None if names is None else tuple(map(str, names))
         self._at = {label: i for i, label in enumerate(self.labels)}
 
     def __repr__(self) -> str:
@@ -33,23 +34,26 @@ class Places:
         return self.values[[self._at[level] for level in levels]]
 
     def config(self, where: str) -> list[Any]:
-        return [self.values.tolist(), plain_labels(self.labels, where)]
+        found = [self.values.tolist(), plain_labels(self.labels, where)]
+        return found if self.names is None else [*found, list(self.names)]
 
 
 class Sites:
-    """Places of an effect's levels, (levels, dimensions), and how far apart they are."""
+    """Places of an effect's levels, (levels, dimensions), the names of the dimensions, and how far apart they are."""
 
-    def __init__(self, x: torch.Tensor) -> None:
+    def __init__(self, x: torch.Tensor, names: Sequence[Any] | None = None) -> None:
         self.x = x
+        self.names = tuple(f"x{k + 1}" for k in self.dims) if names is None else tuple(map(str, names))
 
     @classmethod
     def of(cls, coords: Coords, places: Places | None) -> Sites:
         """From the effect's coordinates, the structure's places, or the labels."""
-        given = coords.values
+        given, names = coords.values, None
         if given is None:
             given = coords.levels if places is None else places.of(tuple(coords.levels))
+            names = None if places is None else places.names
         elif hasattr(given, "columns"):
-            given = given.to_numpy()
+            given, names = given.to_numpy(), tuple(map(str, given.columns))
         what = "the labels of its levels" if coords.values is None and places is None else "its coordinates"
         try:
             given = given.detach().numpy() if isinstance(given, torch.Tensor) else given
@@ -62,14 +66,14 @@ class Sites:
         x = x[:, None] if x.dim() == 1 else x
         if x.dim() != 2 or len(x) != len(coords.levels):
             raise DataError(f"GP: {what} have shape {tuple(x.shape)} for {len(coords.levels)} levels.")
-        return cls(x)
+        return cls(x, names)
 
     @property
     def dims(self) -> list[int]:
         return list(range(self.x.shape[1]))
 
     def check(self, levels: tuple[Any, ...]) -> None:
-        """Refuse places that are missing or shared, and too many of them."""
+        """Refuse places that are missing, and too many of them."""
         if len(levels) > MAX_SITES:
             raise ConfigError(
                 f"GP: {len(levels)} sites, and a dense factor is made of at most {MAX_SITES}; round the coordinates to "
@@ -79,14 +83,12 @@ class Sites:
         if len(bad):
             i = int(bad[0])
             raise DataError(f"GP: level {levels[i]!r} is at {self.x[i].tolist()}; give it a finite place.")
-        first: dict[tuple[float, ...], int] = {}
-        for i, place in enumerate(map(tuple, self.x.tolist())):
-            if place in first:
-                raise DataError(
-                    f"GP: levels {levels[first[place]]!r} and {levels[i]!r} are both at {place}; give both rows one "
-                    "level, the site."
-                )
-            first[place] = i
+
+    @cached_property
+    def merged(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Places without repetitions, and the place of each level; ``None`` where there are no repetitions."""
+        places, at = torch.unique(self.x, dim=0, return_inverse=True)
+        return (self.x, None) if len(places) == len(self.x) else (places, at)
 
     def log_distances(self, dims: list[int]) -> tuple[float, float]:
         """Mean and SD of a normal of the log length with 1 % below the smallest and above the largest distance.
@@ -113,12 +115,13 @@ class Sites:
 
 def read_sites(sites: Any) -> Places:
     """What the user passed as ``sites``: a DataFrame, or a pair (array, labels)."""
+    names = None
     if isinstance(sites, Places):
         return sites
     if hasattr(sites, "columns"):
-        values, labels = sites.to_numpy(), list(sites.index)
-    elif isinstance(sites, (tuple, list)) and len(sites) == 2:
-        values, labels = sites[0], list(sites[1])
+        values, labels, names = sites.to_numpy(), list(sites.index), list(sites.columns)
+    elif isinstance(sites, (tuple, list)) and len(sites) in (2, 3) and hasattr(sites[1], "__len__"):
+        values, labels, names = sites[0], list(sites[1]), sites[2] if len(sites) == 3 else None
     else:
         raise ConfigError(
             f"GP(sites=...): got a {type(sites).__name__}; pass a pandas DataFrame with the labels as index, or "
@@ -134,7 +137,7 @@ def read_sites(sites: Any) -> Places:
             f"GP(sites=...): shape {array.shape} for {len(labels)} labels, {len(set(labels))} of them different; "
             "give every label one row."
         )
-    return Places(array, labels)
+    return Places(array, labels, names)
 
 
 def _first(given: Any) -> Any:

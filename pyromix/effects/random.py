@@ -112,6 +112,7 @@ class RandomEffect:
         theta = {}
         for parameter in self._parameters(coords):
             labels = coords.terms if parameter.shape[-1:] == (len(coords.terms),) else None
+            labels = parameter.labels or labels
             theta[parameter.name] = parameter_site(f"{self.name}.{parameter.name}", parameter, labels)
         for key, value in self.covariance.describe(theta).items():
             record(f"{self.name}.{key}", value)

@@ -235,6 +235,9 @@ class _Names:
         owner = declared.owner(self.record, name)
         if owner is not None:
             terms = self.record.latents[owner].role.terms
+            own = None if hyper is None else hyper.role.labels
+            if own is not None and own != terms and shape == (len(own),):
+                return (self.dim(f"{name}_dim_0", own),)
             if shape == (len(terms),):
                 return (self.dim(f"{owner}_term", terms),)
             if shape == (len(terms), len(terms)):

@@ -12,6 +12,7 @@ from scipy.special import ndtr
 
 from pyromix.results import declared
 from pyromix.results.tables import coefficient_covariance, split_covariance
+from pyromix.running import Site
 
 if TYPE_CHECKING:
     from pyromix.results.fit import Fit
@@ -151,12 +152,19 @@ def _structures(fit: Fit) -> list[str]:
     """What the effects' structures have besides SDs and correlations of terms: a decay, a range, ..."""
     record = fit.record
     shown = [
-        [f" {name}{[k] if site.value.numel() > 1 else ''}", value]
+        [f" {name}{_entry(site, k)}", value]
         for name, site in record.hypers.items()
         if declared.owner(record, name) and name.rpartition(".")[2] not in ("sd", "corr_cholesky")
         for k, value in enumerate(formatted(declared.numpy_of(site.value).reshape(-1)))
     ]
     return ["Structures:", aligned(shown, left=(0,))] if shown else []
+
+
+def _entry(site: Site, k: int) -> str:
+    labels = site.role.labels
+    if site.value.numel() == 1:
+        return ""
+    return f"[{labels[k] if labels is not None and site.value.shape == (len(labels),) else k}]"
 
 
 def sizes(fit: Fit) -> str:

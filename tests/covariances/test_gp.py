@@ -25,11 +25,14 @@ from gpytorch.kernels import (
     ScaleKernel,
 )
 from gpytorch.priors import GammaPrior, LogNormalPrior, SmoothedBoxPrior
+from pyro import poutine
 from torch.distributions import constraints
 
+import pyromix as pmx
 from pyromix.covariances import GP, Coords, Unstructured, from_config
 from pyromix.errors import ConfigError, DataError, NumericalError, StructureError
 from pyromix.testing import CovarianceSuite
+from pyromix.testing.checks import seeded
 from tests.covariances.fits import check_counts, check_gaussian_fit
 
 PLACES = torch.tensor([[0.0, 0.3], [1.2, -0.4], [2.0, 1.0], [0.4, 2.2], [3.1, 0.1]], dtype=torch.float64)
@@ -266,7 +269,6 @@ def test_refused_where_it_is_written(make: Any, message: str) -> None:
 ONE = ("Intercept",)
 LATE = [
     (GP(RBFKernel()), Coords(("a", "b"), ONE), DataError, r"the labels of its levels are not places \('a', \.\.\.\)"),
-    (GP(RBFKernel()), Coords((1.0, 2.0), ONE, [1.0, 1.0]), DataError, r"levels 1\.0 and 2\.0 are both at \(1\.0,\)"),
     (
         GP(RBFKernel()),
         Coords(("a", "b"), ONE, [1.0, math.nan]),
@@ -310,6 +312,55 @@ def test_a_singular_process_is_named() -> None:
     with pytest.raises(NumericalError, match=r"GP\(nugget=0\): the correlations of its levels are singular"):
         GP(RBFKernel(), nugget=0.0).operator(theta, coords)
     assert torch.isfinite(GP(RBFKernel()).operator(theta, coords).logdet_factor())
+
+
+def test_levels_at_one_place_share_it() -> None:
+    coords = Coords(tuple("abcd"), ("Intercept",), [[0.0, 1.0], [2.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
+    theta = {"sd": _double(2.0), "lengthscale": _number(1.5)}
+    found = GP(MaternKernel(nu=0.5), nugget=0.01).operator(theta, coords).dense()
+    x = torch.tensor([0.0, 2.0, 0.0, 1.0], dtype=torch.float64)
+    expected = torch.exp(-(x[:, None] - x).abs() / 1.5) + 0.01 * torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(found, 4 * expected, atol=1e-12, rtol=0)
+
+
+def test_lengths_are_labelled_by_dimension() -> None:
+    kernel = RBFKernel(ard_num_dims=2) * MaternKernel(ard_num_dims=2, active_dims=(1, 2))
+    places = pd.DataFrame(np.random.default_rng(0).random((6, 3)), columns=["east", "north", "depth"])
+    coords = Coords(tuple(range(6)), ("Intercept", "x"), places)
+    with pytest.raises(ConfigError, match="ard_num_dims=2"):
+        GP(kernel).parameters(coords)
+    kernel = RBFKernel(ard_num_dims=3) * MaternKernel(ard_num_dims=2, active_dims=(1, 2))
+    labels = {p.name: p.labels for p in GP(kernel).parameters(coords)}
+    names = {"lengthscale_1": ("east", "north", "depth"), "lengthscale_2": ("north", "depth")}
+    assert labels == {"sd": None, **names}
+    unnamed = Coords(coords.levels, coords.terms, places.to_numpy())
+    assert _parameter(GP(kernel), "lengthscale_2", unnamed).labels == ("x2", "x3")
+
+
+def test_it_is_written_as_it_was_made() -> None:
+    kernel = RBFKernel(ard_num_dims=2) * (PeriodicKernel(active_dims=(0,)) + MaternKernel(nu=0.5))
+    text = "RBFKernel(ard_num_dims=2) * (PeriodicKernel(active_dims=(0,)) + MaternKernel(nu=0.5))"
+    assert repr(GP(kernel, sd=1.0, nugget=0.1)) == f"GP({text}, sd=1.0, nugget=0.1)"
+    bounded = ScaleKernel(RQKernel(lengthscale_constraint=GreaterThan(0.05)))
+    assert "ScaleKernel(RQKernel(lengthscale_constraint=GreaterThan(0.05)))" in repr(GP(bounded, sd=1.0))
+
+
+def test_source_of_a_model_can_be_run() -> None:
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame({"time": np.repeat(np.linspace(0, 5, 12), 2), "y": rng.standard_normal(24)})
+    kernel = RBFKernel(lengthscale_constraint=GreaterThan(0.05)) + PeriodicKernel()
+    structure = GP(kernel, sd=dist.HalfNormal(_number(2.0)), priors={"period_length": 1.0}, terms=Unstructured())
+    model = pmx.model("y ~ 1 + (1 | time)", df, covariances={"time": structure})
+    made: dict[str, Any] = {}
+    exec(model.source(), made)
+    logs = [_log_prob(program, model.design) for program in (model.program, made["program"])]
+    assert logs[0] == pytest.approx(logs[1], abs=1e-10)
+
+
+def _log_prob(program: Any, design: Any) -> float:
+    with seeded(3):
+        trace = poutine.trace(program).get_trace(design)
+    return float(trace.log_prob_sum())
 
 
 # -- fits ------------------------------------------------------------------------------------------------------------
