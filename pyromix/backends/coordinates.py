@@ -18,6 +18,7 @@ from scipy.optimize import minimize
 from pyromix.backends.hyper_posterior import HyperPosterior, Mode
 from pyromix.errors import UnsupportedError
 from pyromix.marginal.correlated import BoundCorrelated
+from pyromix.marginal.rotated import BoundRotated
 from pyromix.marginal.roots import AbstractRoot, DenseRoot, DiagonalRoot, root_of_correlated, root_of_inverse
 from pyromix.potential import Potential
 from pyromix.running import Record, run
@@ -128,7 +129,7 @@ def _inner_root(
     potential: Potential, posterior: HyperPosterior, record: Record
 ) -> tuple[AbstractRoot, tuple[tuple[slice, np.ndarray], ...]]:
     """Root of the effects' covariance, and what takes spherical effects to those sampled centred."""
-    bound = posterior.bound
+    bound = posterior.bound.general() if isinstance(posterior.bound, BoundRotated) else posterior.bound
     if isinstance(bound, BoundCorrelated):
         root = root_of_correlated(bound, record, potential.spherical)
         if root is None:

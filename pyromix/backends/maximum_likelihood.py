@@ -27,6 +27,7 @@ from pyromix.marginal.exact import BoundExact
 from pyromix.marginal.laplace import BoundLaplace
 from pyromix.marginal.plan import Plan, data_of, make_plan
 from pyromix.marginal.quadrature import BoundQuadrature
+from pyromix.marginal.rotated import BoundRotated
 from pyromix.marginal.start import coefficient_start, without_effects
 from pyromix.results.estimate import Estimate
 from pyromix.running import Program, Record, Site, run
@@ -131,7 +132,7 @@ class MaximumLikelihood(AbstractBackend):
                     f"MaximumLikelihood({marginal!r}, criterion='reml'): restricted likelihood is computed by Exact(); "
                     "leave marginal= out, or use criterion='ml'."
                 )
-            if not isinstance(marginal, Exact) or not plan.linear or plan.modules or plan.moving:
+            if not isinstance(marginal, Exact) or not plan.linear or plan.modules:
                 raise UnsupportedError(
                     "MaximumLikelihood(criterion='reml'): restricted likelihood integrates linear coefficients of a "
                     f"Gaussian response with identity link; this program observes {role.family!r}"
@@ -233,7 +234,7 @@ class Search:
             estimate, covariance, effects = coefficient_start(self.plan, problem, self.glm)
             affine.warm = effects
             return estimate, covariance
-        if isinstance(self.bound, BoundCorrelated):
+        if isinstance(self.bound, (BoundCorrelated, BoundRotated)):
             return without_effects(self.plan, record, self.glm)
         size = sum(design.shape[1] for design in self.plan.linear.values())
         return np.zeros(size), np.eye(size)

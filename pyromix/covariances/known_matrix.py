@@ -11,15 +11,15 @@ import torch
 
 from pyromix.covariances.between import semidefinite_root
 from pyromix.errors import ConfigError, DataError, JitterWarning, StructureError
-from pyromix.linalg.operators import RootOperator
+from pyromix.linalg.known import KnownCovariance, KnownOperator
 
 NEGATIVE = 1e-8  # eigenvalues above minus this share of the largest are rounding
 SAVED = 2000  # ids of a matrix that a saved model may hold: its entries are written as text
-KEPT = 8  # square roots kept, one for each set of levels
+KEPT = 8  # parts kept, one for each set of levels
 
 
 class Relationship:
-    """A symmetric, positive semidefinite matrix over ids, and the square roots of its parts.
+    """A symmetric, positive semidefinite matrix over ids, and its parts.
 
     Parameters
     ----------
@@ -45,22 +45,25 @@ class Relationship:
         self.values = _symmetric(_matrix(values, self.ids, where), self.ids, where)
         self.values = _semidefinite(self.values, repair, where)
         self._at = {label: i for i, label in enumerate(self.ids)}
-        self._roots: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._parts: dict[tuple[Any, ...], KnownCovariance] = {}
 
     def __repr__(self) -> str:
         return f"<{len(self.ids)} x {len(self.ids)}>"
 
-    def root(self, levels: tuple[Any, ...]) -> torch.Tensor:
-        """Lower-triangular square root of the part that belongs to ``levels``."""
-        if levels not in self._roots:
+    def part(self, levels: tuple[Any, ...]) -> KnownCovariance:
+        """What belongs to ``levels``."""
+        if levels not in self._parts:
             check_known(levels, self._at, "Kinship")
-            at = torch.tensor([self._at[level] for level in levels], dtype=torch.long)
-            remember(self._roots, levels, semidefinite_root(self.values[at][:, at]))
-        return self._roots[levels]
+            matrix = self.values
+            if levels != self.ids:
+                at = torch.tensor([self._at[level] for level in levels], dtype=torch.long)
+                matrix = matrix[at[:, None], at]
+            remember(self._parts, levels, KnownCovariance(matrix, semidefinite_root))
+        return self._parts[levels]
 
-    def operator(self, levels: tuple[Any, ...], tril: torch.Tensor) -> RootOperator:
+    def operator(self, levels: tuple[Any, ...], tril: torch.Tensor) -> KnownOperator:
         """Covariance of the effects of ``levels``; ``tril`` is the root of that of a level."""
-        return RootOperator(self.root(levels).to(tril.dtype), tril)
+        return KnownOperator(self.part(levels), tril)
 
     def config(self, where: str) -> list[Any]:
         """Rows and ids as plain values."""
@@ -238,11 +241,14 @@ def _symmetric(matrix: torch.Tensor, ids: Sequence[Any], where: str) -> torch.Te
 def _semidefinite(matrix: torch.Tensor, repair: str | None, where: str) -> torch.Tensor:
     if repair not in (None, "nearest"):
         raise ConfigError(f'Kinship(repair={repair!r}): choose None or "nearest".')
-    if not int(torch.linalg.cholesky_ex(matrix).info):
-        return matrix
+    rounding = 10 * len(matrix) * torch.finfo(matrix.dtype).eps
+    size = float(matrix.diagonal().max())  # not above the largest eigenvalue
+    for shift in (0.0, rounding * size):  # of a centred matrix an eigenvalue is zero, up to rounding
+        if not int(torch.linalg.cholesky_ex(_shifted(matrix, shift)).info):
+            return matrix
     values, vectors = torch.linalg.eigh(matrix)
     smallest, largest = float(values[0]), float(values.abs().max())
-    if smallest >= -10 * len(matrix) * torch.finfo(matrix.dtype).eps * largest:
+    if smallest >= -rounding * largest:
         return matrix
     if repair is None and smallest < -NEGATIVE * largest:
         raise StructureError(
@@ -258,3 +264,12 @@ def _semidefinite(matrix: torch.Tensor, repair: str | None, where: str) -> torch
         stacklevel=5,
     )
     return 0.5 * (mended + mended.T)
+
+
+def _shifted(matrix: torch.Tensor, shift: float) -> torch.Tensor:
+    """``matrix + shift I``."""
+    if shift <= 0:
+        return matrix
+    out = matrix.clone()
+    out.diagonal().add_(shift)
+    return out

@@ -22,7 +22,8 @@ import torch
 from pyromix.covariances.between import semidefinite_root
 from pyromix.covariances.known_matrix import check_known, plain_labels, remember
 from pyromix.errors import ConfigError, StructureError
-from pyromix.linalg.operators import AbstractOperator, Precision, PrecisionOperator, RootOperator
+from pyromix.linalg.known import KnownCovariance, KnownOperator
+from pyromix.linalg.operators import AbstractOperator, Precision, PrecisionOperator
 
 SIRE, DAM = ("sire", "father"), ("dam", "mother")
 
@@ -50,18 +51,18 @@ class Pedigree:
         self.ids, self.parents = _sorted(rows)
         self._at = {label: i for i, label in enumerate(self.ids)}
         self.inbreeding, self.mendelian = _inbreeding(self.parents)
-        self._made: dict[tuple[Any, ...], torch.Tensor | Precision] = {}
+        self._made: dict[tuple[Any, ...], KnownCovariance | Precision] = {}
 
     def __repr__(self) -> str:
         return f"<pedigree of {len(self.ids)}>"
 
     def operator(self, levels: tuple[Any, ...], tril: torch.Tensor) -> AbstractOperator:
-        """By the sparse inverse where all ancestors of the levels are levels, else by a dense root."""
+        """By the sparse inverse where all ancestors of the levels are levels, else by the dense A."""
         if levels not in self._made:
             check_known(levels, self._at, "Kinship(pedigree=...)")
             remember(self._made, levels, self._make(levels))
         made = self._made[levels]
-        return PrecisionOperator(made, tril) if isinstance(made, Precision) else RootOperator(made, tril)
+        return PrecisionOperator(made, tril) if isinstance(made, Precision) else KnownOperator(made, tril)
 
     def relationship(self, levels: Sequence[Any]) -> np.ndarray:
         """A of the levels, dense."""
@@ -76,12 +77,12 @@ class Pedigree:
         ids = plain_labels(self.ids, where)
         return [[ids[i], *(None if p < 0 else ids[p] for p in pair)] for i, pair in enumerate(self.parents)]
 
-    def _make(self, levels: tuple[Any, ...]) -> torch.Tensor | Precision:
+    def _make(self, levels: tuple[Any, ...]) -> KnownCovariance | Precision:
         place = {self._at[level]: k for k, level in enumerate(levels)}
         closed = all(p < 0 or p in place for i in place for p in self.parents[i])
         if closed and all(self.mendelian[i] > 0 for i in place):
             return self._precision(place)
-        return semidefinite_root(torch.from_numpy(self.relationship(levels)))
+        return KnownCovariance(torch.from_numpy(self.relationship(levels)), semidefinite_root)
 
     def _precision(self, place: dict[int, int]) -> Precision:
         """The lower triangle of A^-1, summed animal by animal."""

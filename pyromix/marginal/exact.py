@@ -29,6 +29,7 @@ from pyromix.marginal.conditional import gaussian_conditional, shift_map
 from pyromix.marginal.correlated import BoundCorrelated, has_correlated_levels
 from pyromix.marginal.laplace import BoundLaplace
 from pyromix.marginal.plan import Plan, data_of
+from pyromix.marginal.rotated import BoundRotated, known_covariance
 from pyromix.running import Program, Record, run
 
 LOG_2PI = math.log(2 * math.pi)
@@ -70,7 +71,12 @@ class Exact(AbstractMarginal):
                 "use Laplace(), which takes effects anywhere in the program for one grouping factor."
             )
         if has_correlated_levels(program, args, plan):
-            return BoundCorrelated(program, args, plan, repr(self), integrate=self.coefficients == "integrate")
+
+            def general() -> BoundMarginal:
+                return BoundCorrelated(program, args, plan, repr(self), integrate=self.coefficients == "integrate")
+
+            known = known_covariance(program, args, plan)
+            return general() if known is None else BoundRotated(plan, known, self.coefficients, general)
         if plan.moving:
             return self._moving(plan)
         return BoundExact(plan, self.coefficients)

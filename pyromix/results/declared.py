@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pyromix.errors import DataError
+from pyromix.linalg.known import KnownOperator
 from pyromix.running import Record, Site
 
 # Above this many entries the dense covariance of an unstructured array is not formed just to read its diagonal.
@@ -67,6 +68,8 @@ def term_covariance(site: Site) -> torch.Tensor:
     operator = site.fn.operator
     if operator.block is not None:
         return operator.block @ operator.block.mT
+    if isinstance(operator, KnownOperator):
+        return operator.mean_block
     levels, q = operator.shape
     parts = operator.separable() if levels * q > MAX_DENSE else None
     if parts is not None:

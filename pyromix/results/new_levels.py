@@ -21,6 +21,7 @@ import torch
 from scipy.sparse.linalg import splu
 
 from pyromix.errors import UnsupportedError
+from pyromix.linalg.known import KnownOperator
 from pyromix.linalg.operators import AbstractOperator, Precision
 from pyromix.sites import Latent, RowMap
 
@@ -56,8 +57,8 @@ def law(
         joint = role.extend(tuple(labels))
         known, terms = u.shape
         sizes = (known * terms, len(labels) * terms)
-        parts = joint.separable()
-        if policy == "conditional" and parts.precision is not None:
+        parts = None if isinstance(joint, KnownOperator) else joint.separable()  # a known one needs no root here
+        if policy == "conditional" and parts is not None and parts.precision is not None:
             return _by_precision(parts.precision, parts.tril, u)
         if sum(sizes) > MAX_DENSE:
             raise UnsupportedError(

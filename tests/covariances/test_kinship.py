@@ -150,7 +150,7 @@ def test_the_root_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "semidefinite_root", lambda m: calls.append(1) or made(m))
     structure = Kinship(FRAME)
     for sd in (1.0, 2.0, 3.0):
-        structure.operator({"sd": _double(sd)}, Coords(IDS, ("Intercept",)))
+        structure.operator({"sd": _double(sd)}, Coords(IDS, ("Intercept",))).separable()
     assert len(calls) == 1
 
 

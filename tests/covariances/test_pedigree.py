@@ -13,7 +13,8 @@ import torch
 
 from pyromix.covariances import Coords, Kinship, from_config, relationship
 from pyromix.errors import ConfigError, StructureError
-from pyromix.linalg.operators import PrecisionOperator, RootOperator
+from pyromix.linalg.known import KnownOperator
+from pyromix.linalg.operators import PrecisionOperator
 from pyromix.testing import CovarianceSuite
 from tests.covariances.fits import check_gaussian_fit
 
@@ -91,7 +92,7 @@ def test_the_tabular_method_knows_the_textbook() -> None:
 
 def test_closed_sets_of_levels_are_sparse_and_others_dense() -> None:
     everyone, some = _operator(ALL), _operator("ifhae")
-    assert isinstance(everyone, PrecisionOperator) and isinstance(some, RootOperator)
+    assert isinstance(everyone, PrecisionOperator) and isinstance(some, KnownOperator)
     assert isinstance(_operator("dbc"), PrecisionOperator)  # founders and their offspring
     precision = everyone.separable().precision
     inverse = np.linalg.inv(A.loc[list(ALL), list(ALL)].to_numpy())

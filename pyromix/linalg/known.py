@@ -1,0 +1,111 @@
+"""Covariances of levels that are known before the fit: a relationship matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import scipy.linalg
+import torch
+
+from pyromix.linalg.operators import AbstractOperator, RootOperator, Separable
+
+
+class KnownCovariance:
+    """A fixed covariance over levels; what costs the cube of their number is made when first asked for, and kept.
+
+    Parameters
+    ----------
+    matrix
+        The covariance, symmetric and positive semidefinite, (levels, levels).
+    root
+        Makes a lower-triangular square root of it.
+    """
+
+    def __init__(self, matrix: torch.Tensor, root: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.matrix, self._make_root = matrix, root
+
+    @cached_property
+    def root(self) -> torch.Tensor:
+        """Lower-triangular R with ``R R^T`` the matrix."""
+        return self._make_root(self.matrix)
+
+    @cached_property
+    def eigen(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues, ascending and not below zero, and eigenvectors as columns."""
+        return semidefinite_eigen(self.matrix.numpy())
+
+    @property
+    def mean_variance(self) -> torch.Tensor:
+        """Of the levels: the mean of the diagonal."""
+        return self.matrix.diagonal().mean()
+
+
+class KnownOperator(AbstractOperator):
+    r"""Correlated levels, by a covariance that is known but for the terms' scales: :math:`\Sigma = K \otimes LL^T`.
+
+    The square root, whose zeros say that K is singular, is made only where it is needed: an exact likelihood of one
+    effect rests on the eigenvectors of K instead (`pyromix.marginal.rotated`).
+
+    Parameters
+    ----------
+    known
+        K.
+    scale_tril
+        ``L``, lower-triangular (q, q).
+    """
+
+    def __init__(self, known: KnownCovariance, scale_tril: torch.Tensor) -> None:
+        self._known, self._tril = known, scale_tril
+
+    @property
+    def known(self) -> KnownCovariance:
+        """K."""
+        return self._known
+
+    @property
+    def scale_tril(self) -> torch.Tensor:
+        """L."""
+        return self._tril
+
+    @property
+    def mean_block(self) -> torch.Tensor:
+        """Covariance of the terms of an average level, (q, q)."""
+        return self._known.mean_variance.to(self.dtype) * self._tril @ self._tril.mT
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._tril.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self._known.matrix), self._tril.shape[-1]
+
+    @cached_property
+    def _rooted(self) -> RootOperator:
+        return RootOperator(self._known.root.to(self.dtype), self._tril)
+
+    def separable(self) -> Separable:
+        return self._rooted.separable()
+
+    def dense(self) -> torch.Tensor:
+        return torch.kron(self._known.matrix.to(self.dtype), self._tril @ self._tril.mT)
+
+    def sds(self) -> torch.Tensor:
+        return self._tril.square().sum(-1).sqrt() * self._known.mean_variance.to(self.dtype).sqrt()
+
+    def factor(self, b: torch.Tensor) -> torch.Tensor:
+        return self._rooted.factor(b)
+
+    def solve_factor(self, u: torch.Tensor) -> torch.Tensor:
+        return self._rooted.solve_factor(u)
+
+    def logdet_factor(self) -> torch.Tensor:
+        return self._rooted.logdet_factor()
+
+
+def semidefinite_eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and eigenvectors of a positive semidefinite matrix; negative eigenvalues are rounding, hence zero."""
+    values, vectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
+    return np.maximum(values, 0.0), vectors
