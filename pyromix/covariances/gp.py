@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -31,7 +32,7 @@ from pyromix.covariances.kernel_parameters import (
 )
 from pyromix.covariances.sites import Sites, read_sites
 from pyromix.errors import ConfigError
-from pyromix.linalg.operators import RootOperator
+from pyromix.linalg.covariance_operator import CovarianceOperator
 from pyromix.parameters import Argument, Parameter, decode, encode, number, parameter
 
 NUGGET = 1e-6
@@ -96,7 +97,7 @@ class GP(BetweenLevels):
     DataError
         Where the effect is used: places that are missing or no numbers.
     NumericalError
-        C is singular to working precision; a larger nugget helps.
+        C is singular to working precision where its root is needed; a larger nugget helps.
     """
 
     def __init__(
@@ -128,14 +129,15 @@ class GP(BetweenLevels):
         found = [self._kernel_parameter(name, path, sites) for name, path in self._names.items()]
         return (*self._term_parameters(coords.terms), *found)
 
-    def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> RootOperator:
+    def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> CovarianceOperator:
         sites = self._sites(coords)
         values = {name: theta[name] for name in self._names}
         x, at = sites.merged
         c = self._correlation(values, x)
         c = c if at is None else c[..., at[:, None], at]
         c = c + self.nugget * torch.eye(c.shape[-1], dtype=c.dtype)
-        return RootOperator(cholesky(c, f"GP(nugget={self.nugget:g})"), self._tril(theta, coords))
+        root = partial(cholesky, where=f"GP(nugget={self.nugget:g})")
+        return CovarianceOperator(c, self._tril(theta, coords), root)
 
     def config(self) -> dict[str, Any]:
         """As for every structure; the kernel is described by its class and arguments.

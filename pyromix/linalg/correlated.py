@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,6 +19,8 @@ from pyromix.linalg.block import Arrays, Term
 from pyromix.linalg.sparse import AbstractComplement, ComplementPlan, DenseComplement
 
 DENSE = 1200  # effects up to which the system is factored densely whatever its pattern
+FEW = 8  # entries of a product are computed one by one where they are fewer than a share 1 / FEW of all
+CHUNK = 4_000_000  # entries of a temporary
 Pattern = tuple[np.ndarray, np.ndarray]
 
 
@@ -161,6 +164,16 @@ class CorrelatedLayout:
             out[part] = (root @ x[part].reshape(rows, -1)).reshape(x[part].shape)
         return out
 
+    def spreader(self, priors: Sequence[Prior]) -> np.ndarray:
+        """All of G, (size, size)."""
+        out = np.eye(self.size)
+        for k, prior in enumerate(priors):
+            if prior.root is not None:
+                part = slice(self.starts[k], self.starts[k + 1])
+                repeats = self.terms[k].size // len(prior.root)
+                out[part, part] = prior.root if repeats == 1 else np.kron(prior.root, np.eye(repeats))
+        return out
+
     def split(self, x: np.ndarray) -> Arrays:
         """(effects, *m) -> (levels, q, *m) per term."""
         ends = self.starts[1:-1]
@@ -187,20 +200,24 @@ class CorrelatedFactor:
         if layout.plan is not None:
             self.held = layout.plan.factor(gram + prior)
         else:
-            matrix = self._symmetric(gram)
-            if layout.any_root:
-                matrix = layout.gather(priors, layout.gather(priors, matrix).T)
             rows, cols = layout.lower
+            if layout.any_root:
+                self.spreader = layout.spreader(priors)
+                matrix = self.spreader.T @ (self.weighted @ self.spreader)
+            else:
+                matrix = np.zeros((layout.size, layout.size))
+                matrix[rows, cols] = gram
+                matrix[cols, rows] = gram
             matrix[rows, cols] += prior
             self.held = DenseComplement(np.ascontiguousarray(matrix))
         self.logdet = self.held.logdet
 
-    def _symmetric(self, lower: np.ndarray) -> np.ndarray:
-        rows, cols = self.layout.lower
-        out = np.zeros((self.layout.size, self.layout.size))
-        out[rows, cols] = lower
-        out[cols, rows] = lower
-        return out
+    @cached_property
+    def weighted(self) -> sp.csr_array:
+        """``Z^T W Z``."""
+        (rows, cols), size = self.layout.lower, self.layout.size
+        lower = sp.csr_array((self.gram, (rows, cols)), shape=(size, size))
+        return sp.csr_array(lower + sp.tril(lower, -1).T)
 
     def solve(self, b: np.ndarray) -> np.ndarray:
         """``H^-1 b``: (size,) or (size, m)."""
@@ -219,8 +236,19 @@ class CorrelatedFactor:
         layout = self.layout
         if not layout.any_root:
             return self.inverse()
-        whole = layout.spread(self.priors, layout.spread(self.priors, self.dense_inverse).T)
-        return whole[layout.lower]
+        (rows, cols), size = layout.lower, layout.size
+        if len(rows) * FEW > size**2:
+            return (self.spread_dense @ self.spreader.T)[rows, cols]
+        step = max(1, CHUNK // size)
+        parts = [slice(start, start + step) for start in range(0, len(rows), step)]
+        return np.concatenate(
+            [np.einsum("ij,ij->i", self.spread_dense[rows[at]], self.spreader[cols[at]]) for at in parts]
+        )
+
+    @cached_property
+    def spread_dense(self) -> np.ndarray:
+        """All of ``G H^-1``."""
+        return self.spreader @ self.dense_inverse
 
     @property
     def dense_inverse(self) -> np.ndarray:

@@ -27,6 +27,7 @@ from pyromix.linalg.correlated import CorrelatedFactor, CorrelatedLayout, Prior
 from pyromix.linalg.newton import DECREMENT, ascend
 from pyromix.linalg.operators import Separable
 from pyromix.marginal.base import BoundMarginal, Conditional, as_numpy
+from pyromix.marginal.dense_rows import DenseRows
 from pyromix.marginal.laplace import dispersion_gradients, row_derivatives
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.running import Program, Record, run
@@ -129,6 +130,8 @@ class BoundCorrelated(BoundMarginal):
     ----------
     out
         Names of the coefficient vectors integrated out.
+    rows
+        The likelihood by the covariance of the rows, where that is cheaper than by the effects'.
     """
 
     def __init__(self, program: Program, args: tuple[Any, ...], plan: Plan, who: str, integrate: bool = False) -> None:
@@ -141,6 +144,7 @@ class BoundCorrelated(BoundMarginal):
         self.out = tuple(plan.linear) if integrate else ()
         self.x, self.x_root = self._basis()
         record = run(program, args, hypers="moderate", seed=0)
+        self.rows = DenseRows.of(plan, record, self.x)
         parts = self._separable(record)
         patterns = [None if p.precision is None else (p.precision.rows, p.precision.cols) for p in parts]
         fixed = self.x if integrate else None
@@ -188,6 +192,15 @@ class BoundCorrelated(BoundMarginal):
 
     # -- what a marginaliser does ------------------------------------------------------------------------------------
     def log_marginal(self, record: Record) -> torch.Tensor:
+        if self.rows is None:
+            return self._by_effects(record)
+        return self.rows.log_marginal(record, self._offset(record)) - self._log_unit()
+
+    def _log_unit(self) -> float:
+        """Log determinant of the basis that coefficients are integrated over."""
+        return float(np.linalg.slogdet(self.x_root)[1]) if self.layout.width else 0.0
+
+    def _by_effects(self, record: Record) -> torch.Tensor:
         parts = self._separable(record)
         role = data_of(record)
         names = tuple(role.dispersion)
@@ -206,10 +219,7 @@ class BoundCorrelated(BoundMarginal):
         for p in parts:
             if p.precision is not None:
                 total = total + 0.5 * len(p.tril) * p.precision.logdet
-        width = self.layout.width
-        if not width:
-            return total
-        return total + 0.5 * width * LOG_2PI - float(np.linalg.slogdet(self.x_root)[1])
+        return total + 0.5 * self.layout.width * LOG_2PI - self._log_unit()
 
     def point(self, record: Record) -> Point:
         """The mode of the effects at a run of the program."""
@@ -388,9 +398,7 @@ class _Gradient:
     @cached_property
     def _trace(self) -> np.ndarray:
         """``Z^T W Z G H^-1``."""
-        factor = self.point.factor
-        spread = self.layout.spread(self.problem.priors, factor.dense_inverse)
-        return factor._symmetric(factor.gram) @ spread
+        return self.point.factor.weighted @ self.point.factor.spread_dense
 
     @cached_property
     def _inverse(self) -> np.ndarray:
