@@ -18,8 +18,8 @@ from scipy.optimize import minimize
 from pyromix.backends.hyper_posterior import HyperPosterior, Mode
 from pyromix.errors import UnsupportedError
 from pyromix.marginal.correlated import BoundCorrelated
-from pyromix.marginal.rotated import BoundRotated
 from pyromix.marginal.roots import AbstractRoot, DenseRoot, DiagonalRoot, root_of_correlated, root_of_inverse
+from pyromix.marginal.rotated import BoundRotated
 from pyromix.potential import Potential
 from pyromix.running import Record, run
 

@@ -25,16 +25,35 @@ class KnownCovariance:
 
     def __init__(self, matrix: torch.Tensor, root: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.matrix, self._make_root = matrix, root
+        self._last: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @cached_property
     def root(self) -> torch.Tensor:
         """Lower-triangular R with ``R R^T`` the matrix."""
         return self._make_root(self.matrix)
 
-    @cached_property
-    def eigen(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues, ascending and not below zero, and eigenvectors as columns."""
-        return semidefinite_eigen(self.matrix.numpy())
+    def decomposed(self, present: np.ndarray, root_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues, ascending and not below zero, and eigenvectors of ``N^1/2 K N^1/2`` over some levels.
+
+        The last decomposition is kept: traits measured on the same levels share it, and so do the criteria of a fit.
+        Levels with as much data each, whatever that is, have the eigenvectors of K.
+
+        Parameters
+        ----------
+        present
+            The levels.
+        root_n
+            Square root of N for each of them.
+        """
+        balanced = bool((root_n == root_n[0]).all())
+        weight = np.ones(len(present)) if balanced else root_n
+        last = self._last
+        if last is None or not (np.array_equal(last[0], present) and np.array_equal(last[1], weight)):
+            matrix = self.matrix.numpy()
+            part = matrix if len(present) == len(matrix) else matrix[np.ix_(present, present)]
+            last = self._last = (present, weight, *semidefinite_eigen(part * weight[:, None] * weight))
+        _, _, values, vectors = last
+        return (root_n[0] ** 2 * values if balanced else values), vectors
 
     @property
     def mean_variance(self) -> torch.Tensor:
@@ -106,6 +125,6 @@ class KnownOperator(AbstractOperator):
 
 
 def semidefinite_eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues and eigenvectors of a positive semidefinite matrix; negative eigenvalues are rounding, hence zero."""
-    values, vectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
+    """Of a positive semidefinite matrix, which is overwritten; negative eigenvalues are rounding, hence zero."""
+    values, vectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False, overwrite_a=True)
     return np.maximum(values, 0.0), vectors

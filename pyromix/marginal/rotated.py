@@ -26,8 +26,9 @@ import torch
 
 from pyromix.errors import NumericalError
 from pyromix.linalg.correlated import DENSE
-from pyromix.linalg.known import KnownCovariance, KnownOperator, semidefinite_eigen
+from pyromix.linalg.known import KnownCovariance, KnownOperator
 from pyromix.linalg.operators import AbstractOperator
+from pyromix.linalg.rotation import Rotation
 from pyromix.marginal.base import BoundMarginal, Conditional, as_numpy
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.running import Program, Record, run
@@ -77,88 +78,6 @@ def _covariance(operator: AbstractOperator) -> KnownCovariance | None:
     return KnownCovariance(0.5 * (matrix + matrix.mT), torch.linalg.cholesky)
 
 
-class Rotation:
-    """Rows on the eigenvectors of their levels' covariance.
-
-    Parameters
-    ----------
-    known
-        K, over all levels.
-    index, design, counts
-        Level of each row; its design and frequency weight, or ``None`` for ones.
-
-    Attributes
-    ----------
-    present
-        Levels that have rows.
-    root_n
-        Square root of N there.
-    values, vectors
-        D and U.
-    """
-
-    def __init__(
-        self, known: KnownCovariance, index: np.ndarray, design: np.ndarray | None, counts: np.ndarray | None
-    ) -> None:
-        self.known, self.index, self.n = known, index, len(index)
-        self.z = np.ones(self.n) if design is None else design[:, 0]
-        self.counts = np.ones(self.n) if counts is None else counts
-        total = np.bincount(index, self.counts * self.z**2, len(known.matrix))
-        self.present = np.flatnonzero(total > 0)
-        self.root_n = np.sqrt(total[self.present])
-        self.place = np.full(len(total), -1)
-        self.place[self.present] = np.arange(len(self.present))
-        self.values, self.vectors = self._decompose()
-
-    @property
-    def complete(self) -> bool:
-        """Whether every level has rows."""
-        return len(self.present) == len(self.known.matrix)
-
-    def _decompose(self) -> tuple[np.ndarray, np.ndarray]:
-        """D and U; those of K itself, which it keeps, where every level has as much data."""
-        if self.complete and (self.root_n == self.root_n[0]).all():
-            values, vectors = self.known.eigen
-            return self.root_n[0] ** 2 * values, vectors
-        matrix = self.known.matrix.numpy()
-        part = matrix if self.complete else matrix[np.ix_(self.present, self.present)]
-        return semidefinite_eigen(part * self.root_n[:, None] * self.root_n)
-
-    def means(self, x: np.ndarray) -> np.ndarray:
-        """``N^-1/2 Z^T C x``: (n, m) -> (present, m)."""
-        out = np.empty((len(self.present), x.shape[1]))
-        for k, column in enumerate(x.T):
-            total = np.bincount(self.index, self.counts * self.z * column, len(self.place))
-            out[:, k] = total[self.present] / self.root_n
-        return out
-
-    def within(self, x: np.ndarray, means: np.ndarray) -> np.ndarray:
-        """What rows differ from the mean of their level, (n, m)."""
-        place = self.place[self.index]
-        shared = self.z[:, None] * (means / self.root_n[:, None])[place]
-        return x - np.where((place >= 0)[:, None], shared, 0.0)
-
-    def rotate(self, means: np.ndarray) -> np.ndarray:
-        """``U^T`` times."""
-        return self.vectors.T @ means
-
-    def to_rows(self, rotated: np.ndarray) -> np.ndarray:
-        """``C Z N^-1/2 U x``: (present,) -> (n,)."""
-        place = self.place[self.index]
-        shared = (self.vectors @ rotated / self.root_n)[place]
-        return self.counts * self.z * np.where(place >= 0, shared, 0.0)
-
-    def to_levels(self, x: np.ndarray) -> np.ndarray:
-        """``K_o N^1/2 U x``, effects per unit variance: (present, m) -> (levels, m)."""
-        out = np.empty((len(self.place), x.shape[1]))
-        out[self.present] = self.vectors @ (self.values[:, None] * x) / self.root_n[:, None]
-        if not self.complete:
-            absent = np.flatnonzero(self.place < 0)
-            across = self.known.matrix.numpy()[np.ix_(absent, self.present)]
-            out[absent] = across @ (self.root_n[:, None] * (self.vectors @ x))
-        return out
-
-
 @dataclass(frozen=True)
 class _Rotated:
     """Columns of the rows: their rotated level means, and what is left of them within levels."""
@@ -177,6 +96,7 @@ class _Solution:
     variance: np.ndarray
     e: np.ndarray
     within: float
+    quadratic: float
     beta: np.ndarray
     ols: np.ndarray
     schur: np.ndarray
@@ -236,6 +156,22 @@ class BoundRotated(BoundMarginal):
             out[name] = (torch.from_numpy(estimate[part].copy()), torch.from_numpy(covariance[part, part].copy()))
         return out
 
+    def profiled(self, record: Record, share: float, unit: float) -> float:
+        """Log marginal likelihood where the effects have this share of the variance, maximised over all of that.
+
+        Parameters
+        ----------
+        unit
+            The variance of the effects at an SD of one.
+        """
+        eta, _, _ = self._inputs(record)
+        try:
+            s = self.solve(as_numpy(eta), np.sqrt(1.0 - np.float64(share)), np.sqrt(np.float64(share / unit)))
+        except NumericalError:  # no residual, and a singular K or rows that share a level
+            return -math.inf
+        count = self.plan.n_obs - (len(s.beta) if self.coefficients == "integrate" else 0)
+        return s.value - 0.5 * (count * math.log(s.quadratic / count) + count - s.quadratic)
+
     # -- one evaluation ----------------------------------------------------------------------------------------------
     def _inputs(self, record: Record) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The predictor without coefficients that are out, the residual SD, and that of the effects."""
@@ -258,7 +194,7 @@ class BoundRotated(BoundMarginal):
         return _Rotated(self.rotation.rotate(means), self.rotation.within(x, means))
 
     def _response(self, residual: np.ndarray) -> tuple[_Rotated, np.ndarray]:
-        """The response's least squares residual on X and the coefficients it leaves; made once for a mean that stays."""
+        """The response's least squares residual on X and its coefficients there; made once for a mean that stays."""
         if self._cache is None or not np.array_equal(self._cache[0], residual):
             ols = self.x.T @ residual
             self._cache = (residual.copy(), self._columns((residual - self.x @ ols)[:, None]), ols)
@@ -283,7 +219,7 @@ class BoundRotated(BoundMarginal):
         value = -0.5 * (self.plan.n_obs * LOG_2PI + logdet + quadratic)
         if self.coefficients == "integrate":
             value += 0.5 * len(beta) * LOG_2PI - 0.5 * np.linalg.slogdet(schur)[1] - np.linalg.slogdet(self.x_root)[1]
-        return _Solution(tau, sigma, variance, e, within, beta, ols, schur, float(value))
+        return _Solution(tau, sigma, variance, e, within, quadratic, beta, ols, schur, float(value))
 
     # -- gradients ---------------------------------------------------------------------------------------------------
     def variance_gradient(self, s: _Solution) -> tuple[float, float]:

@@ -15,6 +15,7 @@ import torch
 from pyromix.errors import ConfigError, Status
 from pyromix.results import (
     declared,
+    heritability,
     inference_data,
     logo,
     loo,
@@ -228,6 +229,27 @@ class Fit:
             No such grouping factor; the message lists them.
         """
         return tables.random_effects(self, group, what)
+
+    def heritability(self, group: str | None = None, level: float = 0.95, *, scaled: bool = True) -> pd.DataFrame:
+        r"""Share of the variance of each random effect, or of one group's: group, name, estimate, se, lower, upper.
+
+        :math:`h^2 = v / (\sum_j v_j + \sigma^2)`, v an effect's variance at an average row, over all effects and the
+        residual: heritability of relatives' effects, intraclass correlation of independent ones.
+
+        Parameters
+        ----------
+        level
+            Coverage of the interval: profile likelihood where there is one effect with a known relationship matrix, else
+            the delta method on the logit scale; quantiles for draws. ``attrs["interval"]`` of the table says which.
+        scaled
+            Whether a relationship matrix counts by the mean of its diagonal; if not, as if that were one.
+
+        Raises
+        ------
+        UnsupportedError
+            A response without a residual variance.
+        """
+        return heritability.heritability(self, group, level, scaled)
 
     def summary(self) -> summary.Summary:
         """Text, for a point fit in lme4's layout; findings come first unless every check passed."""
