@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pyromix.covariances import GP as GP
     from pyromix.covariances import IID as IID
     from pyromix.covariances import OU as OU
+    from pyromix.covariances import SPDE as SPDE
     from pyromix.covariances import CompoundSymmetry as CompoundSymmetry
     from pyromix.covariances import Diagonal as Diagonal
     from pyromix.covariances import Kinship as Kinship
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     from pyromix.families import Gaussian as Gaussian
     from pyromix.families import Poisson as Poisson
     from pyromix.formula.design import Design as Design
+    from pyromix.linalg.meshes import Grid as Grid
+    from pyromix.linalg.triangulation import Mesh as Mesh
     from pyromix.marginal import Exact as Exact
     from pyromix.marginal import GaussHermite as GaussHermite
     from pyromix.marginal import Laplace as Laplace
@@ -88,6 +91,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Toeplitz",
         "CompoundSymmetry",
         "OU",
+        "SPDE",
         "AR1",
         "GP",
         "IID",
@@ -97,6 +101,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Unstructured",
     ),
     "families": ("Binomial", "Gaussian", "Poisson"),
+    "linalg.meshes": ("Grid",),
+    "linalg.triangulation": ("Mesh",),
     "marginal": ("Exact", "GaussHermite", "Laplace"),
     "backends": ("MaximumLikelihood", "NUTS", "NestedLaplace", "SVI"),
     "backends.training": ("Training",),

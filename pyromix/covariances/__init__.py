@@ -18,6 +18,7 @@ from pyromix.covariances.kronecker import Kronecker
 from pyromix.covariances.ou import OU
 from pyromix.covariances.pedigree import relationship
 from pyromix.covariances.random_walk import RandomWalk
+from pyromix.covariances.spde import SPDE
 from pyromix.covariances.toeplitz import Toeplitz
 from pyromix.covariances.unstructured import Unstructured
 from pyromix.parameters import build, class_named
@@ -28,6 +29,7 @@ __all__ = [
     "GP",
     "IID",
     "OU",
+    "SPDE",
     "CompoundSymmetry",
     "Coords",
     "Covariance",
@@ -46,7 +48,7 @@ __all__ = [
 _CLASSES: dict[str, type[Covariance]] = {
     cls.__name__: cls
     for cls in (
-        *(IID, Diagonal, Unstructured, Kinship, GP, Kronecker),
+        *(IID, Diagonal, Unstructured, Kinship, GP, SPDE, Kronecker),
         *(AR1, OU, CompoundSymmetry, Toeplitz, RandomWalk, ARMA),
     )
 }

@@ -20,6 +20,7 @@ from tests.covariances import (
     test_kronecker,
     test_ou,
     test_random_walk,
+    test_spde,
     test_toeplitz,
 )
 
@@ -116,6 +117,7 @@ SUITES = (
     test_ou.TestOU,
     test_kinship.TestKinship,
     test_gp.TestGP,
+    test_spde.TestSPDE,
     test_kronecker.TestKronecker,
 )
 
