@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     from pyromix.families import Binomial as Binomial
     from pyromix.families import Gaussian as Gaussian
     from pyromix.families import Poisson as Poisson
+    from pyromix.families import VarExp as VarExp
+    from pyromix.families import VarIdent as VarIdent
+    from pyromix.families import VarPower as VarPower
     from pyromix.formula.design import Design as Design
     from pyromix.linalg.meshes import Grid as Grid
     from pyromix.linalg.triangulation import Mesh as Mesh
@@ -100,7 +103,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "Kronecker",
         "Unstructured",
     ),
-    "families": ("Binomial", "Gaussian", "Poisson"),
+    "families": ("Binomial", "Gaussian", "Poisson", "VarExp", "VarIdent", "VarPower"),
     "linalg.meshes": ("Grid",),
     "linalg.triangulation": ("Mesh",),
     "marginal": ("Exact", "GaussHermite", "Laplace"),

@@ -69,6 +69,7 @@ class Composition:
             offset=design.offset,
             weights=design.frequency_weights,
             precision=design.precision_weights,
+            columns=getattr(design, "residual", None),
         )
 
     def _network_mean(self, design: Any) -> torch.Tensor:

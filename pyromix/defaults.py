@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 
@@ -47,6 +48,7 @@ STRUCTURES: dict[str, Callable[[Sequence[str]], Covariance]] = {  # of the terms
     "rw": lambda terms: RandomWalk(),
 }
 WIDTH = 2.5
+NAMES = ("time", "within", "column", "strata", "over", "hom", "p", "q", "sd")  # arguments that are no sites
 _NOT_ALL = (dist.ImproperUniform, Mapping)  # no proper prior; priors of some entries
 
 
@@ -106,7 +108,8 @@ def all_proper(
     arguments = [] if formula.fixed in ("0", "-1") else [asked.get("beta")]
     for name in names:
         structure = vars(given[name]) if isinstance(given.get(name), Covariance) else {"sd": None}
-        arguments += [asked.get(f"{name}.{key}", value) for key, value in structure.items() if key != "corr"]
+        sites = [key for key in structure if key not in ("corr", "time", "within")]
+        arguments += [asked.get(f"{name}.{key}", structure[key]) for key in sites]
     for parameter in family.parameters():
         arguments.append(rest.get(parameter.name, family.config().get(parameter.name)))
     return all(argument is not None and not isinstance(argument, _NOT_ALL) for argument in arguments)
@@ -200,7 +203,25 @@ def _family_prior(family: AbstractFamily, design: Any, asked: dict[str, Any], us
             arguments[parameter.name] = parameter.prior
         else:
             arguments[parameter.name] = dist.HalfNormal(torch.tensor(WIDTH * sd_of(design.y), dtype=torch.float64))
+    for key in ("residual", "variance"):
+        part = getattr(family, key)
+        if part is not None:
+            arguments[key] = _asked_of(part, design, asked, used)
     return type(family)(**arguments) if len(arguments) > 1 else family
+
+
+def _asked_of(part: Any, design: Any, asked: dict[str, Any], used: set[str]) -> Any:
+    """A residual structure or variance function with the priors asked for by site name, and with its strata named."""
+    if hasattr(part, "with_strata"):
+        part = part.with_strata(np.unique(design.residual[part.column]).tolist())
+    changed = {}
+    for key in vars(part):
+        site = f"{design.response}.{key}"
+        if key not in NAMES:
+            used.add(site)
+            if site in asked:
+                changed[key] = asked[site]
+    return type(part)(**{**vars(part), **changed}) if changed else part
 
 
 def _coefficient_prior(design: Any, family: AbstractFamily, mean: torch.nn.Module | None, size: float) -> Any:

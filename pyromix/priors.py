@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from pyromix.composition import Composition, linear_columns
 from pyromix.covariances import Coords, Covariance
+from pyromix.covariances.regression import read_occasions, residual_parameters, residual_structure
 from pyromix.defaults import WIDTH, one_sd, scaled_to_response, sd_of, spread_of
 from pyromix.families import AbstractFamily
 
@@ -161,7 +162,24 @@ def prior_entries(
         own = family.config().get(parameter.name) is not None
         says = [f"{WIDTH:g} SD({design.response}) = {WIDTH:g} x {sd_of(design.y):.4g}"]
         found += _entries(f"{design.response}.{parameter.name}", (), prior, asked, own, says)
+    for part, labels, parameter in _residual(program.family, design):
+        key = parameter.name.removesuffix("_cholesky")
+        prior = parameter.prior if parameter.fixed is None else parameter.fixed
+        own = getattr(getattr(family, part), key, None) is not None
+        found += _entries(f"{design.response}.{key}", labels, prior, asked, own, _other_scales(key, parameter))
     return found
+
+
+def _residual(family: AbstractFamily, design: Any) -> Iterator[tuple[str, Sequence[str], Any]]:
+    """Parameters of correlated residuals and of their SDs, with the labels of their entries."""
+    if family.variance is not None:
+        for parameter in family.variance.parameters():
+            yield "variance", getattr(family.variance, "labels", ()), parameter
+    if family.residual is not None:
+        structure = residual_structure(family.residual, "residual")
+        occasions = read_occasions(structure, design.residual, len(design.index), "residual")
+        for parameter in residual_parameters(structure, occasions):
+            yield "residual", (), parameter
 
 
 def _entries(

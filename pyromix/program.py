@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from pyro import poutine
 
 from pyromix.effects.parameter_site import float64, parameter_site
+from pyromix.effects.residual import Following, with_residuals
 from pyromix.errors import ConfigError, DataError, DataTypeError
 from pyromix.families.base import AbstractFamily
 from pyromix.parameters import fixed
@@ -27,6 +29,7 @@ def observe(
     mask: torch.Tensor | None = None,
     *,
     precision: torch.Tensor | None = None,
+    columns: Mapping[str, Any] | None = None,
     **dispersion: Any,
 ) -> torch.Tensor:
     r"""Observe a response through a family: :math:`y_n \sim F(h(\eta_n + o_n), \phi)`.
@@ -53,6 +56,9 @@ def observe(
         Boolean ``(n,)``: rows that are False do not count; their ``obs`` may hold anything finite.
     precision
         Precision weights ``(n,)`` of a response with a residual variance: row i has SD ``sigma / sqrt(precision[i])``.
+    columns
+        What the family's ``residual=`` and ``variance=`` read, by the names they were given: one value a row, as a
+        tensor, an array or a list.
     **dispersion
         Values for the family's dispersion parameters (``sigma=``), numbers or tensors; those not named are sampled.
 
@@ -76,6 +82,8 @@ def observe(
     if offset is not None:
         eta = eta + offset
     role = Data(family, eta, obs, trials, weights, mask, values)
+    if family.residual is not None or family.variance is not None:
+        role = with_residuals(name, role, _columns(name, columns, len(eta)))
     with ExitStack() as stack:
         stack.enter_context(pyro.plate(f"{name}.rows", eta.shape[0], dim=-1))
         if mask is not None:
@@ -85,7 +93,21 @@ def observe(
             counts = weights != 0
             stack.enter_context(poutine.mask(mask=counts))
             stack.enter_context(poutine.scale(scale=torch.where(counts, weights, 1.0)))
-        return pyro.sample(name, family.distribution(eta, trials, **values), obs=obs, infer=annotate(role))
+        return pyro.sample(name, _density(role), obs=obs, infer=annotate(role))
+
+
+def _density(role: Data) -> Any:
+    if role.chain is not None and role.obs is None:
+        return Following(role)
+    return role.family.distribution(role.eta, role.trials, **role.dispersion)
+
+
+def _columns(name: str, columns: Mapping[str, Any] | None, n: int) -> Mapping[str, Any]:
+    columns = columns or {}
+    for key, value in columns.items():
+        if len(value) != n:
+            raise DataError(f"observe({name!r}): columns[{key!r}] has {len(value)} values, eta {n}; they must agree.")
+    return columns
 
 
 def _dispersion(name: str, family: AbstractFamily, given: dict[str, Any], n: int) -> dict[str, torch.Tensor]:

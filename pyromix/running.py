@@ -10,7 +10,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -19,7 +19,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to, constraints
 
-from pyromix.errors import DataError, DataTypeError
+from pyromix.errors import DataError, DataTypeError, UnsupportedError
 from pyromix.sites import Data, Function, Hyper, Latent, annotation
 
 Program = Callable[..., Any]
@@ -194,7 +194,26 @@ def run(
         raise DataError(
             "the program observes nothing; add a pyromix.observe(...) statement, or a pyro.sample(..., obs=...)."
         )
-    return recorder.record
+    return _carried(recorder.record)
+
+
+def _carried(record: Record) -> Record:
+    """Row maps and designs as they enter the predictor where rows depend on rows before them."""
+    chains = [site.role.chain for site in record.data.values() if site.role.chain is not None]
+    if not chains:
+        return record
+    if len(record.data) > 1:
+        raise UnsupportedError(
+            f"the program observes {len(record.data)} responses, one with correlated residuals; these need a response "
+            "of their own."
+        )
+    (chain,) = chains
+    for site in record.latents.values():
+        site.role = replace(site.role, rows=site.role.rows.carried(chain))
+    for site in record.hypers.values():
+        if site.role.design is not None:
+            site.role = replace(site.role, design=chain.columns(site.role.design))
+    return record
 
 
 def unvalidated(fn: Any) -> Any:

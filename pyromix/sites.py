@@ -15,7 +15,7 @@ Roles are written by effects and `observe`, never guessed: ``poutine.condition``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,50 @@ if TYPE_CHECKING:
     from pyromix.families.base import AbstractFamily
 
 KEY = "pyromix"
+
+
+@dataclass(frozen=True)
+class Chain:
+    r"""How the error of each row follows from those of rows before it: correlated residuals, row by row.
+
+    .. math:: y_n - \eta_n = \sum_m c_{nm} (y_{p(n,m)} - \eta_{p(n,m)}) + e_n
+
+    with independent :math:`e_n`, so given the rows before it row n has the predictor
+    :math:`\eta_n + \sum_m c_{nm}(y - \eta)_{p(n,m)}`, and what multiplies a coefficient or an effect in it is
+    `lead` of its column.
+
+    Attributes
+    ----------
+    index
+        ``p``, (n, m); a row itself where it has fewer than m before it.
+    coef
+        ``c``, (n, m); zero there.
+    linked
+        Whether there is such a row, (n, m).
+    """
+
+    index: torch.Tensor
+    coef: torch.Tensor
+    linked: torch.Tensor
+
+    def lead(self, rows: torch.Tensor) -> torch.Tensor:
+        """``x_n - sum_m c_nm x_p(n,m)``: rows (*batch, n) -> the same shape."""
+        return rows - (self.coef * rows[..., self.index]).sum(-1)
+
+    def columns(self, design: torch.Tensor) -> torch.Tensor:
+        """`lead` of every column: design (n, k) -> the same shape."""
+        return self.lead(design.mT).mT
+
+    def follow(self, noise: torch.Tensor) -> torch.Tensor:
+        """Errors from independent ones e (*batch, n): the inverse of `lead`."""
+        error = noise.clone()
+        pending = self.linked.any(1)
+        while bool(pending.any()):  # rows whose predecessors are done; one round a step of the longest series
+            ready = pending & ~(pending[self.index] & self.linked).any(1)
+            at = ready.nonzero()[:, 0]
+            error[..., at] = noise[..., at] + (self.coef[at] * error[..., self.index[at]]).sum(-1)
+            pending = pending & ~ready
+        return error
 
 
 @dataclass(frozen=True)
@@ -42,14 +86,32 @@ class RowMap:
         ``z``, ``(n, q)``; ``None`` for an intercept.
     weight
         ``w``, ``(n, m)``; ``None`` for ones.
+    chain
+        What each row takes over from rows before it, if anything.
     """
 
     index: torch.Tensor
     design: torch.Tensor | None = None
     weight: torch.Tensor | None = None
+    chain: Chain | None = None
+
+    def carried(self, chain: Chain) -> RowMap:
+        """The map where rows depend on rows before them: with another design if those have the same levels."""
+        rows = self.index
+        same = rows.dim() == 1 and bool((rows[chain.index] == rows[:, None])[chain.linked].all())
+        if not same:
+            return replace(self, chain=chain)
+        design = torch.ones(len(rows), 1, dtype=torch.float64) if self.design is None else self.design
+        if self.weight is not None:
+            design = design * self.weight.reshape(-1, 1)
+        return RowMap(rows, chain.columns(design))
 
     def apply(self, u: torch.Tensor) -> torch.Tensor:
         """Rows of ``Zu``: u (*batch, levels, q) -> (*batch, n)."""
+        rows = self._own(u)
+        return rows if self.chain is None else self.chain.lead(rows)
+
+    def _own(self, u: torch.Tensor) -> torch.Tensor:
         if u.dim() == 2 and u.stride() == (0, 0) and not bool(u[0, 0]):  # one zero, seen as an array: no row to read
             return u.new_zeros(()).expand(len(self.index))
         if u.shape[-1] == 1:
@@ -146,6 +208,11 @@ class Data:
         Binomial trials; frequency weights of the log-likelihood; rows that count.
     dispersion
         The family's other parameters by name: SD of a Gaussian, ...
+    chain
+        What each row takes over from rows before it, if residuals are correlated. Predictor and dispersion are then
+        those of a row given the rows before it.
+    plain
+        This role without them: the predictor and dispersion of a row by itself.
     """
 
     family: AbstractFamily
@@ -155,6 +222,8 @@ class Data:
     weights: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     dispersion: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    chain: Chain | None = None
+    plain: Data | None = None
 
 
 Annotation = Hyper | Latent | Function | Data

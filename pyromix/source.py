@@ -64,6 +64,8 @@ def program_source(composition: Composition, design: Any, formula: str) -> str:
     lines.append(f"        {_instance(composition.family)},")
     lines.append("        eta, design.y, trials=design.trials, offset=design.offset,")
     lines.append("        weights=design.frequency_weights, precision=design.precision_weights,")
+    if composition.family.residual is not None or composition.family.variance is not None:
+        lines.append("        columns=design.residual,")
     lines.append("    )")
     header = HEADER.format(formula=formula)
     if any("gpytorch." in line for line in lines):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from pyromix.covariances.arguments import correlation, sd_parameter
+from pyromix.covariances.arguments import check_columns, correlation, sd_parameter
 from pyromix.covariances.base import Coords, Covariance
-from pyromix.covariances.chains import in_steps, markov, read_chains
+from pyromix.covariances.chains import Chains, in_steps, markov, read_chains
 from pyromix.errors import ConfigError
 from pyromix.linalg.operators import AbstractOperator, BlockOperator, PrecisionOperator
 from pyromix.parameters import Argument, Parameter
@@ -39,6 +39,10 @@ class AR1(Covariance):
 
     Parameters
     ----------
+    time, within
+        Where it correlates residuals, ``Gaussian(residual=AR1("time", within="Subject"))``: names of the columns that
+        say when a row was observed (by default one step after the row before it) and which series it belongs to (by
+        default all are one). An effect has levels instead, and in a formula ``ar1(1 | Subject:time)``.
     sd
         Standard deviation of every effect, >= 0, on the scale of the predictor: a number fixes it, a distribution is
         its prior; by default HalfNormal(scale 10).
@@ -56,9 +60,20 @@ class AR1(Covariance):
         time of a series.
     """
 
-    def __init__(self, sd: Argument = None, rho: Argument = None, over: str = "levels") -> None:
+    def __init__(
+        self,
+        time: str | None = None,
+        within: str | None = None,
+        *,
+        sd: Argument = None,
+        rho: Argument = None,
+        over: str = "levels",
+    ) -> None:
+        check_columns("AR1", time=time, within=within)
         if over not in ("levels", "terms"):
             raise ConfigError(f'AR1(over={over!r}): choose "levels" or "terms".')
+        self.time = time
+        self.within = within
         self.sd = sd
         self.rho = rho
         self.over = over
@@ -71,10 +86,15 @@ class AR1(Covariance):
         sd, rho, q = theta["sd"], theta["rho"], len(coords.terms)
         if self.over == "terms":
             return BlockOperator(sd[..., None, None] * _factor(rho, q), len(coords.levels))
-        chains = in_steps(read_chains(coords, "AR1"), coords, "AR1")
+        chains = read_chains(coords, "AR1")
+        return PrecisionOperator(markov(chains, *self.steps(theta, chains)), sd * torch.eye(q, dtype=sd.dtype))
+
+    def steps(self, theta: Mapping[str, torch.Tensor], chains: Chains) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Coefficients on the places before each, and what they leave of the variance, in sorted order."""
+        chains = in_steps(chains, "AR1")
         linked, gap = torch.from_numpy(chains.linked), torch.from_numpy(chains.gap)
-        decay = torch.where(linked, rho**gap, 0.0)
-        return PrecisionOperator(markov(chains, [decay], 1 - decay**2), sd * torch.eye(q, dtype=sd.dtype))
+        decay = torch.where(linked, theta["rho"] ** gap, 0.0)
+        return [decay], 1 - decay**2
 
 
 def _factor(rho: torch.Tensor, q: int) -> torch.Tensor:

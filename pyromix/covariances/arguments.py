@@ -80,3 +80,10 @@ def _reaches(prior: dist.Distribution, probes: Sequence[float]) -> bool:
     base = _base(prior)
     points = torch.tensor(probes, dtype=torch.float64)
     return bool(base.support.check(points.reshape(-1, *(1 for _ in base.batch_shape))).any())
+
+
+def check_columns(where: str, **names: str | None) -> None:
+    """Names of columns are text; `ConfigError` for anything else."""
+    for key, name in names.items():
+        if name is not None and (not isinstance(name, str) or not name):
+            raise ConfigError(f"{where}({key}={name!r}): pass the name of a column, e.g. {key}='{key}'.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from pyromix.covariances.arguments import correlation, sd_parameter
+from pyromix.covariances.arguments import check_columns, correlation, sd_parameter
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.chains import Chains, in_steps, markov, read_chains
 from pyromix.covariances.partial import regressions, remaining
@@ -48,6 +48,10 @@ class ARMA(Covariance):
     ----------
     p, q
         Orders, 0 to 10, not both zero.
+    time, within
+        Where it correlates residuals, ``Gaussian(residual=ARMA(1, 1, time="time", within="Subject"))``: names of the
+        columns that say when a row was observed (by default one step after the row before it) and which series it
+        belongs to (by default all are one). An effect has levels instead.
     sd
         Standard deviation of every effect, >= 0: a number fixes it, a distribution is its prior; by default
         HalfNormal(scale 10).
@@ -69,8 +73,17 @@ class ARMA(Covariance):
     """
 
     def __init__(
-        self, p: int = 1, q: int = 0, sd: Argument = None, pacf_ar: Argument = None, pacf_ma: Argument = None
+        self,
+        p: int = 1,
+        q: int = 0,
+        sd: Argument = None,
+        pacf_ar: Argument = None,
+        pacf_ma: Argument = None,
+        *,
+        time: str | None = None,
+        within: str | None = None,
     ) -> None:
+        check_columns("ARMA", time=time, within=within)
         for name, order in (("p", p), ("q", q)):
             if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= HIGHEST:
                 raise ConfigError(f"ARMA({name}={order!r}): pass an order from 0 to {HIGHEST}.")
@@ -84,6 +97,8 @@ class ARMA(Covariance):
         self.sd = sd
         self.pacf_ar = pacf_ar
         self.pacf_ma = pacf_ma
+        self.time = time
+        self.within = within
         self.parameters(Coords((), ("Intercept",)))
 
     def parameters(self, coords: Coords) -> tuple[Parameter, ...]:
@@ -103,10 +118,11 @@ class ARMA(Covariance):
         return out
 
     def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> AbstractOperator:
-        sd, chains = theta["sd"], in_steps(read_chains(coords, "ARMA"), coords, "ARMA")
+        sd, chains = theta["sd"], in_steps(read_chains(coords, "ARMA"), "ARMA")
         tril = sd * torch.eye(len(coords.terms), dtype=sd.dtype)
-        if not self.q and bool((chains.gap == 1).all()):
-            return PrecisionOperator(markov(chains, *_steps(theta["pacf_ar"], chains)), tril)
+        steps = self.steps(theta, chains)
+        if steps is not None:
+            return PrecisionOperator(markov(chains, *steps), tril)
         if len(chains.order) > DENSE:
             raise UnsupportedError(
                 f"ARMA(p={self.p}, q={self.q}): {len(chains.order)} levels would be factored densely, at most {DENSE} "
@@ -121,6 +137,17 @@ class ARMA(Covariance):
         none = torch.zeros(0, dtype=sd.dtype)
         covariances = autocovariances(parts.get("ar", none), parts.get("ma", none), round(chains.span))
         return RootOperator(_root(covariances / covariances[0], chains), tril)
+
+    def steps(
+        self, theta: Mapping[str, torch.Tensor], chains: Chains
+    ) -> tuple[list[torch.Tensor], torch.Tensor] | None:
+        """Coefficients on the places before each, and what they leave of the variance, in sorted order.
+
+        ``None`` where there is no such recursion: with a moving average, or missing steps.
+        """
+        if self.q or bool((in_steps(chains, "ARMA").gap != 1).any()):
+            return None
+        return _steps(theta["pacf_ar"], chains)
 
 
 def _steps(partial: torch.Tensor, chains: Chains) -> tuple[list[torch.Tensor], torch.Tensor]:

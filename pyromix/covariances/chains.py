@@ -12,6 +12,7 @@ import torch
 from pyromix.covariances.base import Coords
 from pyromix.errors import StructureError
 from pyromix.linalg.operators import Precision
+from pyromix.remembered import remembered
 
 WHOLE = 1e-9  # a step this far from a whole one, relative to the times, is whole but for rounding
 
@@ -30,6 +31,8 @@ class Chains:
         Its place within its series, from zero.
     gap
         Time since the place before it in its series; one at the start of a series.
+    levels
+        Labels, for messages.
     """
 
     order: np.ndarray
@@ -37,6 +40,7 @@ class Chains:
     time: np.ndarray
     position: np.ndarray
     gap: np.ndarray
+    levels: Sequence[Any] = ()
 
     @property
     def linked(self) -> np.ndarray:
@@ -69,6 +73,12 @@ def read_chains(coords: Coords, where: str) -> Chains:
         A label that is neither a number nor a pair, a time that is no finite number, two levels at one time of a
         series, or as many values as there are not levels.
     """
+    return _read(coords.levels, coords.values, where)
+
+
+@remembered
+def _read(levels: Sequence[Any], values: Any, where: str) -> Chains:
+    coords = Coords(levels, (), values)  # type: ignore[arg-type]
     entries = _entries(coords, where)
     paired = [isinstance(entry, (tuple, list)) and len(entry) == 2 for entry in entries]
     if any(paired):
@@ -95,17 +105,17 @@ def read_chains(coords: Coords, where: str) -> Chains:
             f"{where}: levels {a!r} and {b!r} are both at time {time[at]:g} of their series; give every level of a "
             "series a time of its own."
         )
-    return Chains(order, series, time, position, gap)
+    return Chains(order, series, time, position, gap, coords.levels)
 
 
-def in_steps(chains: Chains, coords: Coords, where: str) -> Chains:
+def in_steps(chains: Chains, where: str) -> Chains:
     """The same with whole gaps; `StructureError` unless times within a series are whole steps apart."""
     whole = np.round(chains.gap)
     room = WHOLE * max(1.0, float(abs(chains.time).max(initial=0.0)))  # times such as 0.1, 1.1, 2.1
     bad = np.flatnonzero((abs(chains.gap - whole) > room) | (whole < 1))
     if len(bad):
         at = int(bad[0])
-        a, b = (coords.levels[chains.order[k]] for k in (at - 1, at))
+        a, b = (chains.levels[chains.order[k]] for k in (at - 1, at))
         raise StructureError(
             f"{where}: levels {a!r} and {b!r} are {chains.gap[at]:g} apart in time; it needs whole steps. Count time "
             "in steps (coords=...), or use pyromix.OU, which takes any times."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from pyromix.covariances.arguments import correlation, sd_parameter
+from pyromix.covariances.arguments import check_columns, correlation, sd_parameter
 from pyromix.covariances.base import Coords, Covariance, terms_of
 from pyromix.linalg.operators import BlockOperator
 from pyromix.parameters import Argument, Parameter
@@ -34,6 +34,10 @@ class CompoundSymmetry(Covariance):
         its prior; by default HalfNormal(scale 10).
     corr
         :math:`\rho`: a number or a prior; by default Uniform(-1/(q - 1), 1).
+    time, within
+        Where it correlates residuals, ``Gaussian(residual=CompoundSymmetry(within="Subject"))``: names of the columns
+        that say which occasion a row is (by default its place in its series) and which series it belongs to (by
+        default all are one). Occasions then are the terms.
 
     Raises
     ------
@@ -42,10 +46,21 @@ class CompoundSymmetry(Covariance):
         outside (-1/(q - 1), 1), or a prior that reaches outside.
     """
 
-    def __init__(self, hom: bool = True, sd: Argument = None, corr: Argument = None) -> None:
+    def __init__(
+        self,
+        hom: bool = True,
+        sd: Argument = None,
+        corr: Argument = None,
+        *,
+        time: str | None = None,
+        within: str | None = None,
+    ) -> None:
+        check_columns("CompoundSymmetry", time=time, within=within)
         self.hom = hom
         self.sd = sd
         self.corr = corr
+        self.time = time
+        self.within = within
         self.parameters(Coords((), terms_of(None if hom else sd, "CompoundSymmetry(sd=...)")))
         correlation("corr", corr, "CompoundSymmetry")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pyro.distributions as dist
 import torch
 
-from pyromix.covariances.arguments import double, rate_parameter, sd_parameter
+from pyromix.covariances.arguments import check_columns, double, rate_parameter, sd_parameter
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.chains import Chains, markov, read_chains
 from pyromix.linalg.operators import PrecisionOperator
@@ -39,6 +39,10 @@ class OU(Covariance):
 
     Parameters
     ----------
+    time, within
+        Where it correlates residuals, ``Gaussian(residual=OU("time", within="Subject"))``: names of the columns that
+        say when a row was observed and which series it belongs to (by default all are one). An effect has levels
+        instead, and in a formula ``ou(1 | Subject:time)``.
     sd
         Standard deviation of every effect, >= 0, on the scale of the predictor: a number fixes it, a distribution is
         its prior; by default HalfNormal(scale 10).
@@ -55,7 +59,12 @@ class OU(Covariance):
         Where the effect is used: levels that are no times, two levels at one time of a series.
     """
 
-    def __init__(self, sd: Argument = None, rate: Argument = None) -> None:
+    def __init__(
+        self, time: str | None = None, within: str | None = None, *, sd: Argument = None, rate: Argument = None
+    ) -> None:
+        check_columns("OU", time=time, within=within)
+        self.time = time
+        self.within = within
         self.sd = sd
         self.rate = rate
         self.parameters(Coords((), ("Intercept",)))
@@ -67,16 +76,15 @@ class OU(Covariance):
 
     def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> PrecisionOperator:
         sd, chains = theta["sd"], read_chains(coords, "OU")
-        decay, variance = _steps(theta["rate"], chains)
-        precision = markov(chains, [decay], variance)
+        precision = markov(chains, *self.steps(theta, chains))
         return PrecisionOperator(precision, sd * torch.eye(len(coords.terms), dtype=sd.dtype))
+
+    def steps(self, theta: Mapping[str, torch.Tensor], chains: Chains) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Coefficients on the places before each, and what they leave of the variance, in sorted order."""
+        linked, moved = torch.from_numpy(chains.linked), theta["rate"] * torch.from_numpy(chains.gap)
+        # by expm1, as steps may be tiny
+        return [torch.where(linked, torch.exp(-moved), 0.0)], torch.where(linked, -torch.expm1(-2 * moved), 1.0)
 
 
 def _prior(span: float) -> dist.Distribution:
     return dist.LogNormal(double(math.log(3.0 / (span or 1.0))), double(SPREAD))
-
-
-def _steps(rate: torch.Tensor, chains: Chains) -> tuple[torch.Tensor, torch.Tensor]:
-    """Correlation with the place before, and what it leaves of the variance: by expm1, as steps may be tiny."""
-    linked, moved = torch.from_numpy(chains.linked), rate * torch.from_numpy(chains.gap)
-    return torch.where(linked, torch.exp(-moved), 0.0), torch.where(linked, -torch.expm1(-2 * moved), 1.0)

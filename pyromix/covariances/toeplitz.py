@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from pyromix.covariances.arguments import correlation, sd_parameter
+from pyromix.covariances.arguments import check_columns, correlation, sd_parameter
 from pyromix.covariances.base import Coords, Covariance, terms_of
 from pyromix.covariances.partial import toeplitz_factor
 from pyromix.linalg.operators import BlockOperator
@@ -36,6 +36,10 @@ class Toeplitz(Covariance):
         its prior; by default HalfNormal(scale 10).
     pacf
         Partial autocorrelations, (q - 1,) or one number for all: numbers or a prior; by default Uniform(-1, 1) each.
+    time, within
+        Where it correlates residuals, ``Gaussian(residual=Toeplitz(time="week", within="Subject"))``: names of columns
+        that say which occasion a row is (by default its place in its series) and which series it belongs to (by
+        default all are one). Occasions then are the terms.
 
     Raises
     ------
@@ -44,10 +48,21 @@ class Toeplitz(Covariance):
         used) counts that do not fit the terms.
     """
 
-    def __init__(self, hom: bool = True, sd: Argument = None, pacf: Argument = None) -> None:
+    def __init__(
+        self,
+        hom: bool = True,
+        sd: Argument = None,
+        pacf: Argument = None,
+        *,
+        time: str | None = None,
+        within: str | None = None,
+    ) -> None:
+        check_columns("Toeplitz", time=time, within=within)
         self.hom = hom
         self.sd = sd
         self.pacf = pacf
+        self.time = time
+        self.within = within
         self._sd_parameter(len(terms_of(None if hom else sd, "Toeplitz(sd=...)")))
         self._pacf_parameter(1 + len(terms_of(pacf, "Toeplitz(pacf=...)")))
 

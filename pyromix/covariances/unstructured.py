@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import constraints
 
+from pyromix.covariances.arguments import check_columns
 from pyromix.covariances.base import Coords, Covariance, terms_of
 from pyromix.errors import ConfigError
 from pyromix.linalg.operators import BlockOperator
@@ -34,6 +35,10 @@ class Unstructured(Covariance):
         Correlations: ``LKJCholesky(dim, concentration)`` (or ``LKJ``) is their prior, by default LKJ with
         concentration 1 (uniform over correlation matrices); a correlation matrix (terms, terms), or one number for
         every pair, fixes them.
+    time, within
+        Where it correlates residuals, ``Gaussian(residual=Unstructured(time="week", within="Subject"))`` (nlme's
+        ``corSymm``): names of the columns that say which occasion a row is (by default its place in its series) and
+        which series it belongs to (by default all are one). Occasions then are the terms.
 
     Raises
     ------
@@ -41,9 +46,14 @@ class Unstructured(Covariance):
         As for `Diagonal`; a `corr` that is no positive definite correlation matrix, or a prior of something else.
     """
 
-    def __init__(self, sd: Argument = None, corr: Argument = None) -> None:
+    def __init__(
+        self, sd: Argument = None, corr: Argument = None, *, time: str | None = None, within: str | None = None
+    ) -> None:
+        check_columns("Unstructured", time=time, within=within)
         self.sd = sd
         self.corr = corr
+        self.time = time
+        self.within = within
         self._sd_parameter(len(terms_of(sd, "Unstructured(sd=...)")))
         if corr is not None:
             _corr_parameter(corr, _order(corr))

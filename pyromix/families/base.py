@@ -42,6 +42,8 @@ class AbstractFamily(ABC):
 
     links: ClassVar[tuple[str, ...]]
     has_residual: ClassVar[bool] = False
+    residual: Any = None  # correlations of the residuals, and how their SD changes: only Gaussian responses have any
+    variance: Any = None
 
     def __init__(self, link: str) -> None:
         self.link: Link = link_named(link, self.links, type(self).__name__)

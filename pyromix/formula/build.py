@@ -136,7 +136,7 @@ def build(
     aligned = {name: align(value, name, frame) for name, value in arguments.items()}
     rows = Rows(frame.index)
     check_arguments(aligned, rows)
-    columns = read_columns(formula, frame, rows)
+    columns = read_columns(formula, frame, rows, getattr(family, "columns", ()))
     n_dropped = 0
     if missing == "error":
         refuse_missing(columns, rows)
@@ -201,6 +201,7 @@ def build(
         "precision_weights": aligned["precision_weights"],
         "frequency_weights": frequencies,
         "index": rows.index,
+        "residual": columns.residual_arrays(),
         "codes": codes,
         "levels": levels,
         "aliased": tuple(c for j, c in enumerate(fixed.columns) if j not in set(kept)),

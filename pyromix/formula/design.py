@@ -94,6 +94,8 @@ class Design:
         In new data: (n,) bool mask of rows with a missing value, or None. Their x is NaN.
     notes
         The warnings given when the design was built.
+    residual
+        What the family reads of the rows, by column: times and series of correlated residuals, strata.
     """
 
     formula: Formula
@@ -117,6 +119,7 @@ class Design:
     missing: torch.Tensor | None = None
     notes: tuple[tuple[type[PyromixWarning], str], ...] = ()
     state: State | None = field(default=None, repr=False, compare=False)
+    residual: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def from_formula(
@@ -144,7 +147,8 @@ class Design:
             A pandas DataFrame, a mapping of one-dimensional arrays, or an object with ``to_pandas()``. Never changed.
         family
             A family, whose ``check_response(y, trials, describe, name)`` is called if it has one and whose
-            ``has_residual`` says whether group counts are limited by the residual. None stands for a Gaussian response.
+            ``has_residual`` says whether group counts are limited by the residual, and whose ``columns`` it reads of
+            the rows. None stands for a Gaussian response.
         offset
             Added to the predictor: a Series (aligned by label), an array (by position) or a column name.
         precision_weights
@@ -287,6 +291,7 @@ class Design:
             codes={name: codes[rows] for name, codes in self.codes.items()},
             index=self.index[at],
             state=state,
+            residual={name: column[at] for name, column in self.residual.items()},
         )
 
     def __repr__(self) -> str:

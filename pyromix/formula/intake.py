@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,20 +36,38 @@ class Columns:
         By original name: the grouping factors.
     uses
         By internal name: how the predictor columns are used (see `Usage`).
+    residual
+        By original name: what the family reads of the rows (times, series, strata).
     """
 
     values: dict[str, Column]
     groups: dict[str, Column]
     uses: dict[str, set[str]]
+    residual: dict[str, Column] = field(default_factory=dict)
 
     def everything(self) -> list[Column]:
         """Predictors and response first, then grouping factors."""
-        return [*self.values.values(), *self.groups.values()]
+        return [*self.values.values(), *self.groups.values(), *self.residual.values()]
+
+    def map(self, change: Callable[[Column], Column]) -> Columns:
+        """The same with every column changed."""
+        parts = ({name: change(c) for name, c in part.items()} for part in (self.values, self.groups, self.residual))
+        values, groups, residual = parts
+        return Columns(values, groups, self.uses, residual)
 
     def keep(self, mask: np.ndarray) -> Columns:
         """Only some rows."""
-        values = {name: column.keep(mask) for name, column in self.values.items()}
-        return Columns(values, {name: column.keep(mask) for name, column in self.groups.items()}, self.uses)
+        return self.map(lambda column: column.keep(mask))
+
+    def residual_arrays(self) -> dict[str, np.ndarray]:
+        """Labels or numbers of every row, by column; read-only, so that what follows from them can be kept."""
+        out = {}
+        for name, column in self.residual.items():
+            assert column.factor is not None
+            array = np.array(column.factor.levels)[column.factor.codes]
+            array.flags.writeable = False
+            out[name] = array
+        return out
 
     def missing(self, n: int) -> np.ndarray:
         """Rows with a missing value in any column."""
@@ -106,8 +124,8 @@ def predictor_uses(formula: Formula) -> dict[str, set[str]]:
     return uses
 
 
-def read_columns(formula: Formula, frame: pd.DataFrame, rows: Rows) -> Columns:
-    """Find and type every column of a formula in training data."""
+def read_columns(formula: Formula, frame: pd.DataFrame, rows: Rows, residual: Sequence[str] = ()) -> Columns:
+    """Find and type every column of a formula in training data, and those that its family reads."""
     uses = predictor_uses(formula)
     values = {}
     for name, role in roles_of(formula, response=True).items():
@@ -123,7 +141,8 @@ def read_columns(formula: Formula, frame: pd.DataFrame, rows: Rows) -> Columns:
         for name in bar.group:
             if name not in groups:
                 groups[name] = factor_column(find_column(frame, name), name, "grouping factor", rows)
-    return Columns(values, groups, uses)
+    more = {name: factor_column(find_column(frame, name), name, "residuals", rows) for name in residual}
+    return Columns(values, groups, uses, more)
 
 
 def _check_numeric_response(column: Column) -> None:
@@ -184,7 +203,9 @@ def read_new_columns(formula: Formula, frame: pd.DataFrame, rows: Rows, known: C
         assert column.factor is not None
         series = find_column(frame, name, "the new data")
         groups[name] = factor_column(series, name, "grouping factor", rows)
-    return Columns(values, groups, known.uses)
+    given = [name for name in known.residual if name in frame.columns]  # a mean can do without
+    residual = {name: factor_column(frame[name], name, "residuals", rows) for name in given}
+    return Columns(values, groups, known.uses, residual)
 
 
 def _like(series: pd.Series, known: Column, role: str, rows: Rows, labelled: bool) -> Column:

@@ -65,6 +65,7 @@ def build_new(state: State, data: Any, *, offset: Any, missing: str, response: b
         "index": frame.index,
         "codes": codes,
         "unseen": unseen,
+        "residual": columns.residual_arrays(),
         "missing": gone if gone.any() else None,
     }
 
@@ -82,11 +83,7 @@ def _strip(columns: Columns, mask: np.ndarray) -> Columns:
             None if factor is None else Factor(factor.codes[mask], factor.levels, factor.unused),
         )
 
-    return Columns(
-        {name: rows_of(c) for name, c in columns.values.items()},
-        {name: rows_of(c) for name, c in columns.groups.items()},
-        columns.uses,
-    )
+    return columns.map(rows_of)
 
 
 def _new_offset(state: State, frame: pd.DataFrame, offset: Any, rows: Rows) -> np.ndarray | None:

@@ -46,6 +46,8 @@ class CorrelatedLayout:
         Whether each term has a root.
     fixed
         Columns (n, p) whose coefficients are integrated over a flat prior beside the effects; ``None`` for none.
+    rows
+        Number of rows, where there are no terms to tell.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class CorrelatedLayout:
         patterns: Sequence[Pattern | None],
         rooted: Sequence[bool],
         fixed: np.ndarray | None = None,
+        rows: int | None = None,
     ) -> None:
+        self.n = len(terms[0].slots[0].index) if rows is None else rows
         self.terms, self.patterns, self.fixed = tuple(terms), tuple(patterns), fixed
         sizes = [term.size for term in terms]
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -68,8 +72,8 @@ class CorrelatedLayout:
     # -- analysis ----------------------------------------------------------------------------------------------------
     def _plan_entries(self) -> None:
         """Entries of Z, sorted by row: which row and column, and where in the sorted order each term's entries go."""
-        rows, cols = [], []
-        n = len(self.terms[0].slots[0].index)
+        rows, cols = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        n = self.n
         for term, start in zip(self.terms, self.starts, strict=False):
             for slot in term.slots:
                 cells = start + slot.index[:, None] * term.q + np.arange(term.q)
@@ -83,7 +87,6 @@ class CorrelatedLayout:
         self.rows, self.cols = self.rows[self.order], self.cols[self.order]
         self.counts = np.bincount(self.rows, minlength=n)
         self.indptr = np.concatenate([[0], np.cumsum(self.counts)])
-        self.n = n
 
     def _plan_system(self) -> None:
         """Products of two entries of a row, and the lower triangle of the system that they and the priors add to."""
@@ -119,16 +122,28 @@ class CorrelatedLayout:
         return np.maximum(rows, cols), np.minimum(rows, cols)
 
     # -- at values ---------------------------------------------------------------------------------------------------
-    def entries(self, priors: Sequence[Prior]) -> np.ndarray:
-        """Entries of Z (design times L), by row."""
-        parts = []
-        for term, prior in zip(self.terms, priors, strict=True):
-            for slot in term.slots:
-                design = np.ones((self.n, 1)) if slot.design is None else slot.design
+    def entries(
+        self,
+        priors: Sequence[Prior],
+        designs: Sequence[Sequence[np.ndarray | None]] | None = None,
+        fixed: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Entries of Z (design times L), by row; with other designs and columns of the same shape where given."""
+        designs = self.designs if designs is None else designs
+        fixed = self.fixed if fixed is None else fixed
+        parts = [np.empty(0)]
+        for columns, prior in zip(designs, priors, strict=True):
+            for column in columns:
+                design = np.ones((self.n, 1)) if column is None else column
                 parts.append((design @ prior.tril).reshape(-1))
-        if self.fixed is not None:
-            parts.append(self.fixed.reshape(-1))
+        if fixed is not None:
+            parts.append(fixed.reshape(-1))
         return np.concatenate(parts)[self.order]
+
+    @property
+    def designs(self) -> list[list[np.ndarray | None]]:
+        """Row designs, by term and membership."""
+        return [[slot.design for slot in term.slots] for term in self.terms]
 
     def matrix(self, entries: np.ndarray) -> sp.csr_array:
         """Z (n, size)."""
@@ -176,10 +191,9 @@ class CorrelatedLayout:
 
     def split(self, x: np.ndarray) -> Arrays:
         """(effects, *m) -> (levels, q, *m) per term."""
-        ends = self.starts[1:-1]
         return [
-            part.reshape(term.levels, term.q, *x.shape[1:])
-            for part, term in zip(np.split(x[: self.effects], ends), self.terms, strict=True)
+            x[start : start + term.size].reshape(term.levels, term.q, *x.shape[1:])
+            for start, term in zip(self.starts, self.terms, strict=False)
         ]
 
 
@@ -229,6 +243,8 @@ class CorrelatedFactor:
 
     def inverse(self) -> np.ndarray:
         """Entries of ``H^-1`` on the layout's lower triangle."""
+        if not self.layout.size:
+            return np.empty(0)
         return self.held.inverse_at(*self.layout.lower)
 
     def spread_inverse(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyromix.errors import NumericalError, UnsupportedError
+from pyromix.errors import NumericalError
 from pyromix.linalg.block import Arrays
 from pyromix.linalg.correlated import CorrelatedFactor, CorrelatedLayout, Prior
 from pyromix.linalg.newton import DECREMENT, ascend
@@ -29,16 +29,16 @@ from pyromix.linalg.operators import Separable
 from pyromix.marginal.base import BoundMarginal, Conditional, as_numpy
 from pyromix.marginal.dense_rows import DenseRows
 from pyromix.marginal.laplace import dispersion_gradients, row_derivatives
-from pyromix.marginal.plan import Plan, data_of
+from pyromix.marginal.plan import Plan, chained, data_of, slot_columns
 from pyromix.running import Program, Record, run
 
 LOG_2PI = math.log(2 * math.pi)
 
 
-def has_correlated_levels(program: Program, args: tuple[Any, ...], plan: Plan) -> bool:
-    """Whether an effect of the program needs this module."""
+def is_correlated(program: Program, args: tuple[Any, ...], plan: Plan) -> bool:
+    """Whether levels of an effect, or rows of the response, depend on each other: then this module is needed."""
     record = run(program, args, hypers="moderate", seed=0)
-    return any(record.latents[name].fn.operator.block is None for name in plan.latents)
+    return chained(record) or any(record.latents[name].fn.operator.block is None for name in plan.latents)
 
 
 @dataclass
@@ -51,10 +51,13 @@ class _Problem:
     priors: list[Prior]
     family: Any
     dispersion: Mapping[str, torch.Tensor]
+    designs: list[list[np.ndarray | None]]
+    fixed: np.ndarray | None
+    linear: Mapping[str, np.ndarray]
 
     @cached_property
     def entries(self) -> np.ndarray:
-        return self.layout.entries(self.priors)
+        return self.layout.entries(self.priors, self.designs, self.fixed)
 
     @cached_property
     def z(self) -> Any:
@@ -134,12 +137,7 @@ class BoundCorrelated(BoundMarginal):
         The likelihood by the covariance of the rows, where that is cheaper than by the effects'.
     """
 
-    def __init__(self, program: Program, args: tuple[Any, ...], plan: Plan, who: str, integrate: bool = False) -> None:
-        if plan.moving:
-            raise UnsupportedError(
-                f"{who}: the row design of a random effect depends on hyper-parameters, beside an effect whose levels "
-                "are correlated; sample the program with NUTS."
-            )
+    def __init__(self, program: Program, args: tuple[Any, ...], plan: Plan, integrate: bool = False) -> None:
         self.plan = plan
         self.out = tuple(plan.linear) if integrate else ()
         self.x, self.x_root = self._basis()
@@ -148,7 +146,8 @@ class BoundCorrelated(BoundMarginal):
         parts = self._separable(record)
         patterns = [None if p.precision is None else (p.precision.rows, p.precision.cols) for p in parts]
         fixed = self.x if integrate else None
-        self.layout = CorrelatedLayout(plan.layout.terms, patterns, [p.root is not None for p in parts], fixed)
+        rooted = [p.root is not None for p in parts]
+        self.layout = CorrelatedLayout(plan.layout.terms, patterns, rooted, fixed, len(plan.obs))
         self.warm: np.ndarray | None = None
         self.decrement = DECREMENT
 
@@ -159,7 +158,17 @@ class BoundCorrelated(BoundMarginal):
     def _separable(self, record: Record) -> list[Separable]:
         return [record.latents[name].fn.operator.separable() for name in self.plan.latents]
 
-    def _problem(self, record: Record, parts: Sequence[Separable]) -> _Problem:
+    def _columns(self, record: Record) -> tuple[list[list[torch.Tensor | None]], torch.Tensor | None]:
+        """Row designs by term and membership, and the columns integrated over, where hyper-parameters move them."""
+        if not self.plan.moving:
+            return [[None] * len(term.slots) for term in self.layout.terms], None
+        designs = [slot_columns(record.latents[name].role) for name in self.plan.latents]
+        if not self.out:
+            return designs, None
+        x = torch.cat([record.hypers[name].role.design for name in self.out], 1)
+        return designs, torch.linalg.solve_triangular(torch.from_numpy(self.x_root), x, upper=True, left=False)
+
+    def _problem(self, record: Record, parts: Sequence[Separable], columns: Any = None) -> _Problem:
         role = data_of(record)
         priors = [
             Prior(
@@ -169,8 +178,15 @@ class BoundCorrelated(BoundMarginal):
             )
             for p in parts
         ]
-        fixed = {name: value.detach() for name, value in role.dispersion.items()}
-        return _Problem(self.plan, self.layout, as_numpy(self._offset(record)), priors, role.family, fixed)
+        dispersion = {name: value.detach() for name, value in role.dispersion.items()}
+        eta, linear, designs, fixed = as_numpy(self._offset(record)), self.plan.linear, self.layout.designs, None
+        if self.plan.moving:
+            tensors, x = self._columns(record) if columns is None else columns
+            designs = [[None if t is None else as_numpy(t) for t in slots] for slots in tensors]
+            fixed = None if x is None else as_numpy(x)
+            linear = {name: record.hypers[name].role.design for name in linear}
+        arrays = {name: as_numpy(design) for name, design in linear.items()}
+        return _Problem(self.plan, self.layout, eta, priors, role.family, dispersion, designs, fixed, arrays)
 
     def _offset(self, record: Record) -> torch.Tensor:
         """The predictor without effects, and without coefficients that are integrated out."""
@@ -178,7 +194,7 @@ class BoundCorrelated(BoundMarginal):
         for name in self.out:
             site = record.hypers.get(name)
             if site is not None and bool((site.value != 0).any()):
-                eta = eta - self.plan.linear[name] @ site.value
+                eta = eta - site.role.design @ site.value
         return eta
 
     def _mode(self, problem: _Problem) -> Point:
@@ -206,14 +222,17 @@ class BoundCorrelated(BoundMarginal):
         names = tuple(role.dispersion)
         roots = [p.root for p in parts]
         values = [None if p.precision is None else p.precision.values for p in parts]
+        designs, fixed = self._columns(record)
         total = _CorrelatedFunction.apply(  # type: ignore[no-untyped-call]
             self,
-            self._problem(record, parts),
+            self._problem(record, parts, (designs, fixed)),
             names,
             self._offset(record),
             *(p.tril for p in parts),
             *roots,
             *values,
+            *(design for slots in designs for design in slots),
+            fixed,
             *(role.dispersion[name] for name in names),
         )
         for p in parts:
@@ -280,7 +299,7 @@ class BoundCorrelated(BoundMarginal):
 
     def _follow(self, point: Point, site: str) -> np.ndarray:
         """``H^-1 G^T Z^T W X``, (size, p); nothing for coefficients that are drawn with the effects."""
-        x = as_numpy(self.plan.linear[site])
+        x = point.problem.linear[site]
         if site in self.out:
             return np.zeros((self.layout.size, x.shape[1]))
         weighted = point.problem.z.T @ (point.weight[:, None] * x)
@@ -310,7 +329,8 @@ class _CorrelatedFunction(torch.autograd.Function):
         ctx: Any, bound: BoundCorrelated, problem: _Problem, names: tuple[str, ...], eta: torch.Tensor, *rest: Any
     ) -> torch.Tensor:
         point = bound._mode(problem)
-        ctx.point, ctx.names, ctx.dispersion = point, names, rest[3 * len(problem.priors) :]
+        ctx.point, ctx.names = point, names
+        ctx.dispersion = rest[len(rest) - len(names) :]
         return torch.tensor(point.value - 0.5 * point.factor.logdet, dtype=torch.float64)
 
     @staticmethod
@@ -319,11 +339,16 @@ class _CorrelatedFunction(torch.autograd.Function):
         parts = _Gradient(ctx.point)
         wanted = [need[4 + k * count : 4 + (k + 1) * count] for k in range(3)]
         problem = ctx.point.problem
+        slots = [(k, j) for k, term in enumerate(problem.layout.terms) for j in range(len(term.slots))]
+        start = 4 + 3 * count
+        end = start + len(slots)
         found = [
             torch.from_numpy(parts.predictor),
             *(torch.from_numpy(parts.tril(k)) if wanted[0][k] else None for k in range(count)),
             *(torch.from_numpy(parts.root(k)) if wanted[1][k] else None for k in range(count)),
             *(torch.from_numpy(parts.precision(k)) if wanted[2][k] else None for k in range(count)),
+            *(torch.from_numpy(parts.design(*at)) if need[start + i] else None for i, at in enumerate(slots)),
+            torch.from_numpy(parts.fixed()) if need[end] else None,
             *dispersion_gradients(
                 problem.plan,
                 problem.family,
@@ -331,7 +356,7 @@ class _CorrelatedFunction(torch.autograd.Function):
                 parts.leverage,
                 parts.z_a,
                 dict(zip(ctx.names, ctx.dispersion, strict=True)),
-                need[4 + 3 * count :],
+                need[end + 1 :],
             ),
         ]
         return None, None, None, *(None if g is None else grad * g for g in found)
@@ -368,20 +393,28 @@ class _Gradient:
         out[self.layout.order] = sorted_
         return out
 
+    def _slot(self, k: int, j: int) -> np.ndarray:
+        """In the entries of membership j of term k, (n, q)."""
+        terms, n = self.layout.terms, self.layout.n
+        at = n * (sum(term.q * len(term.slots) for term in terms[:k]) + j * terms[k].q)
+        return self._entries[at : at + n * terms[k].q].reshape(n, -1)
+
     def tril(self, k: int) -> np.ndarray:
         """In L of term k, (q, q)."""
-        at = 0
-        for j, term in enumerate(self.layout.terms):
-            width = self.layout.n * term.q
-            if j == k:
-                total = np.zeros((term.q, term.q))
-                for slot in term.slots:
-                    here = self._entries[at : at + width].reshape(-1, term.q)
-                    total += here.sum(0)[None] if slot.design is None else slot.design.T @ here
-                    at += width
-                return np.tril(total)
-            at += width * len(term.slots)
-        raise IndexError(k)
+        q = self.layout.terms[k].q
+        total = np.zeros((q, q))
+        for j, design in enumerate(self.problem.designs[k]):
+            here = self._slot(k, j)
+            total += here.sum(0)[None] if design is None else design.T @ here
+        return np.tril(total)
+
+    def design(self, k: int, j: int) -> np.ndarray:
+        """In the row design of membership j of term k, (n, q)."""
+        return self._slot(k, j) @ self.problem.priors[k].tril.T
+
+    def fixed(self) -> np.ndarray:
+        """In the columns whose coefficients are integrated out, (n, p)."""
+        return self._entries[len(self._entries) - self.layout.n * self.layout.width :].reshape(self.layout.n, -1)
 
     def root(self, k: int) -> np.ndarray:
         """In R of term k."""

@@ -26,7 +26,7 @@ from pyromix.linalg.block import Arrays
 from pyromix.linalg.factor import Factor
 from pyromix.marginal.base import AbstractMarginal, BoundMarginal, Conditional, as_numpy, blocks_of
 from pyromix.marginal.conditional import gaussian_conditional, shift_map
-from pyromix.marginal.correlated import BoundCorrelated, has_correlated_levels
+from pyromix.marginal.correlated import BoundCorrelated, is_correlated
 from pyromix.marginal.laplace import BoundLaplace
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.marginal.rotated import BoundRotated, known_covariance
@@ -70,20 +70,22 @@ class Exact(AbstractMarginal):
                 f"Exact(): the predictor of {plan.response!r} ({family}) is not affine in {', '.join(plan.latents)}; "
                 "use Laplace(), which takes effects anywhere in the program for one grouping factor."
             )
-        if has_correlated_levels(program, args, plan):
+        if is_correlated(program, args, plan):
 
             def general() -> BoundMarginal:
-                return BoundCorrelated(program, args, plan, repr(self), integrate=self.coefficients == "integrate")
+                return BoundCorrelated(program, args, plan, integrate=self.coefficients == "integrate")
 
             known = known_covariance(program, args, plan)
             return general() if known is None else BoundRotated(plan, known, self.coefficients, general)
+        if plan.moving and self.coefficients == "integrate":
+            return BoundCorrelated(program, args, plan, integrate=True)
         if plan.moving:
             return self._moving(plan)
         return BoundExact(plan, self.coefficients)
 
     def _moving(self, plan: Plan) -> BoundMarginal:
         """Row designs with weights of their own: cross products cannot be kept, and Laplace is exact here."""
-        if self.coefficients != "keep":
+        if self.coefficients == "profile":
             raise UnsupportedError(
                 f"Exact(coefficients={self.coefficients!r}): the row design of a random effect depends on "
                 "hyper-parameters; keep the coefficients as hyper-parameters."

@@ -49,10 +49,10 @@ class Laplace(AbstractMarginal):
     def bind(self, program: Program, args: tuple[Any, ...], plan: Plan) -> BoundMarginal:
         if not plan.affine:
             return BoundGeneric(program, args, plan)
-        from pyromix.marginal.correlated import BoundCorrelated, has_correlated_levels  # it builds on this module
+        from pyromix.marginal.correlated import BoundCorrelated, is_correlated  # it builds on this module
 
-        if has_correlated_levels(program, args, plan):
-            return BoundCorrelated(program, args, plan, "Laplace()")
+        if is_correlated(program, args, plan):
+            return BoundCorrelated(program, args, plan)
         return BoundLaplace(plan)
 
 

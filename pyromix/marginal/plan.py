@@ -13,6 +13,7 @@ from pyromix.linalg.block import Layout, Slot, Term
 from pyromix.running import Program, Record, run
 from pyromix.sites import Data, Latent
 
+FARTHEST_BACK = 20  # rows, where what they bring adds levels to a row
 AFFINE_TOLERANCE = 1e-8  # of the size of the random effects' contribution; rounding is some 1e-13
 
 
@@ -29,7 +30,8 @@ class Plan:
     affine
         Whether the predictor is affine in them through the row maps they declare.
     moving
-        Whether the row designs depend on hyper-parameters (a learned scale), so an evaluation has to read them again.
+        Whether the row designs depend on hyper-parameters (a learned scale, correlated residuals), so an evaluation has
+        to read them again.
     modules
         Sites of networks -> module with weights to learn.
     linear
@@ -112,6 +114,11 @@ def make_plan(program: Program, args: tuple[Any, ...], seed: int = 0) -> Plan:
     )
 
 
+def chained(record: Record) -> bool:
+    """Whether rows of the response take over from rows before them."""
+    return any(site.role.chain is not None for site in record.data.values())
+
+
 def data_of(record: Record) -> Data:
     """The program's one observation."""
     if not record.data or record.observed:
@@ -135,29 +142,58 @@ def data_of(record: Record) -> Data:
 
 
 def slot_designs(latent: Latent) -> list[np.ndarray | None]:
-    """Row designs of an effect, one per membership, with the membership weights in them."""
+    """`slot_columns` as arrays."""
+    return [None if design is None else _numpy(design) for design in slot_columns(latent)]
+
+
+def slot_columns(latent: Latent) -> list[torch.Tensor | None]:
+    """Row designs of an effect, one per membership, with the membership weights in them.
+
+    Where rows take over from rows before them, the memberships of those follow, one row before after the other.
+    """
     rows = latent.rows
-    design = None if rows.design is None else _numpy(rows.design)
     if rows.index.dim() == 1:
-        weights = [None if rows.weight is None else _numpy(rows.weight.reshape(-1))]
+        weights = [None if rows.weight is None else rows.weight.reshape(-1)]
     else:
         m = rows.index.shape[1]
-        weights = [None if rows.weight is None else _numpy(rows.weight[:, k]) for k in range(m)]
-    out: list[np.ndarray | None] = []
+        weights = [None if rows.weight is None else rows.weight[:, k] for k in range(m)]
+    out: list[torch.Tensor | None] = []
     for weight in weights:
         if weight is None:
-            out.append(design)
+            out.append(rows.design)
         else:
-            out.append(weight[:, None] if design is None else design * weight[:, None])
-    return out
+            out.append(weight[:, None] if rows.design is None else rows.design * weight[:, None])
+    if rows.chain is None:
+        return out
+    n = len(rows.index)
+    whole = [torch.ones(n, 1, dtype=torch.float64) if design is None else design for design in out]
+    before = [
+        -rows.chain.coef[:, j, None] * design[rows.chain.index[:, j]]
+        for j in range(rows.chain.index.shape[1])
+        for design in whole
+    ]
+    return [*out, *before]
+
+
+def _slot_index(latent: Latent) -> list[torch.Tensor]:
+    """The level of every row by membership, in the order of `slot_columns`."""
+    rows = latent.rows
+    columns = [rows.index] if rows.index.dim() == 1 else list(rows.index.T)
+    if rows.chain is None:
+        return columns
+    back = rows.chain.index.shape[1]
+    if back > FARTHEST_BACK:
+        raise UnsupportedError(
+            f"residuals that look {back} rows back, beside the effects of {latent.group!r}, whose levels change within "
+            f"a series: at most {FARTHEST_BACK} rows back are taken then. Use AR1, OU or ARMA(q=0), or NUTS."
+        )
+    return [*columns, *(column[rows.chain.index[:, j]] for j in range(back) for column in columns)]
 
 
 def _term(latent: Latent, shape: torch.Size) -> Term:
-    index = latent.rows.index
-    columns = [index] if index.dim() == 1 else list(index.T)
     slots = [
         Slot(column.numpy().astype(np.int64, copy=False), design)
-        for column, design in zip(columns, slot_designs(latent), strict=True)
+        for column, design in zip(_slot_index(latent), slot_designs(latent), strict=True)
     ]
     return Term(shape[0], shape[1], tuple(slots))
 
@@ -204,6 +240,8 @@ def _linear(
 
 def _moving(program: Program, args: tuple[Any, ...], base: Record, seed: int) -> bool:
     """Run again at other hyper-parameters: did any row design change, or does one carry a graph?"""
+    if chained(base):
+        return True
     if all(site.role.rows.design is None for site in base.latents.values()):
         return False
     again = run(program, args, hypers="moderate", seed=seed + 3)

@@ -17,7 +17,7 @@ from pyromix.errors import DataError, UnsupportedError
 from pyromix.marginal.units import Batch, Units
 from pyromix.results.declared import values_of
 from pyromix.results.draws import DISPERSION, Values, describe, over_draws
-from pyromix.results.rows import GIVEN, NOISE, Appended, Rows, response_site, run_at
+from pyromix.results.rows import GIVEN, NOISE, Appended, Rows, refuse_chained, response_site, run_at
 from pyromix.running import Record, Site
 from pyromix.sites import Latent, RowMap
 
@@ -63,6 +63,7 @@ class NewGroups:
         how = {"response": True, "missing": "error"} if fit.new_design is not None else {}
         rows = Rows.of(fit, data, "condition_on", **how)
         record, appended = run_at(fit, rows, values_of(fit.estimate))
+        refuse_chained(record, "condition_on")
         site = response_site(record)
         _check(rows, record, site, appended)
         numbers = {name: _numbers(record.latents[name].role.rows) for name in appended}

@@ -88,6 +88,12 @@ def describe(site: Site) -> Values:
     return {"eta": site.role.eta, **{DISPERSION + name: value for name, value in site.role.dispersion.items()}}
 
 
+def following(site: Site, noise: torch.Tensor) -> torch.Tensor:
+    """New responses whose rows take over from new rows before them, (n,): noise (n,) of unit variance."""
+    role = site.role
+    return role.plain.eta + role.chain.follow(noise * role.dispersion["sigma"])
+
+
 @dataclass(frozen=True)
 class Responses:
     """A response at every draw.

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from pyromix.results import declared
-from pyromix.results.draws import Responses, Values, describe, over_draws
+from pyromix.results.draws import Responses, Values, describe, following, over_draws
 from pyromix.results.observed import Observed, replicates, run_observed
 from pyromix.results.predict import MAX_ENTRIES, MIN_DRAWS
-from pyromix.results.rows import row_labels, tidy_labels
+from pyromix.results.rows import NOISE, row_labels, stream, tidy_labels
 from pyromix.results.storage import plain_stats, thinned
 from pyromix.running import Record
 
@@ -145,11 +145,13 @@ def _run_all(fit: Fit, draws: Values) -> _Found:
             found |= {f"prior\0{name}": site.fn.log_prob(site.value) for name, site in sites.items()}
         for name, site in record.data.items():
             found |= {f"response {name}\0{key}": value for key, value in describe(site).items()}
+            if site.role.chain is not None:
+                found[f"following\0{name}"] = following(site, values[NOISE + name])
         return found
 
     rows = sum(len(site.role.eta) for site in fit.record.data.values())
     rows += sum(site.value.numel() for site in fit.observed.values())
-    found = over_draws(one, draws, rows)
+    found = over_draws(one, {**draws, **_noise(fit, len(next(iter(draws.values()))))}, rows)
     likelihood = _part(found, "density")
     replicated = {name: declared.numpy_of(value) for name, value in replicates(fit, draws, seed=0).items()}
     for name, site in fit.record.data.items():
@@ -157,8 +159,19 @@ def _run_all(fit: Fit, draws: Values) -> _Found:
         at = Responses.of(site, {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)})
         likelihood[name] = declared.numpy_of(at.log_likelihoods())
         replicated[name] = declared.numpy_of(at.replicates(seed=0)[0])
+    replicated |= _part(found, "following")
     replicated = {name: _whole(array) if _is_discrete(fit, name) else array for name, array in replicated.items()}
     return _Found(likelihood, replicated, _part(found, "prior"), _part(found, "derived"))
+
+
+def _noise(fit: Fit, count: int) -> Values:
+    """Noise for replicates whose rows follow each other, (draws, n) by response."""
+    generator = torch.Generator().manual_seed(stream(0, "rows that follow each other"))
+    return {
+        NOISE + name: torch.randn(count, len(site.role.eta), dtype=torch.float64, generator=generator)
+        for name, site in fit.record.data.items()
+        if site.role.chain is not None
+    }
 
 
 def _part(found: Values, kind: str) -> Arrays:

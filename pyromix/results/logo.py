@@ -32,7 +32,7 @@ from pyromix.marginal.units import Units
 from pyromix.results import declared
 from pyromix.results.condition import batch
 from pyromix.results.draws import Values
-from pyromix.results.rows import response_site, tidy_labels
+from pyromix.results.rows import refuse_chained, response_site, tidy_labels
 from pyromix.running import Record
 from pyromix.sites import RowMap
 
@@ -132,6 +132,7 @@ def _units(fit: Fit, group: str | None) -> tuple[Units, str, list[Any]]:
         raise UnsupportedError(
             f"logo(): {names} are sites of Pyro's own, which cannot be integrated out; use fit.loo()."
         )
+    refuse_chained(record, "logo()")
     site = response_site(record)
     for name, latent in record.latents.items():
         if latent.fn.operator.block is None:

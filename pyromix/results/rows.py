@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -266,7 +266,7 @@ def run_at(fit: Fit, rows: Rows, values: Mapping[str, torch.Tensor]) -> tuple[Re
 
 
 def response_site(record: Record) -> Site:
-    """The program's one response."""
+    """The program's one response, each row by itself: what rows take over from rows before them is left out."""
     if len(record.data) > 1:
         names = ", ".join(map(repr, record.data))
         raise UnsupportedError(f"predict: the program observes several responses ({names}); predict needs exactly one.")
@@ -277,7 +277,22 @@ def response_site(record: Record) -> Site:
             "values and residuals need pyromix.observe(...). Replicated data are in fit.idata.posterior_predictive; "
             "for new data run pyro.infer.Predictive(program, fit.draws())(data)."
         )
-    return next(iter(record.data.values()))
+    return by_itself(next(iter(record.data.values())))
+
+
+def by_itself(site: Site) -> Site:
+    """The site without what its rows take over from rows before them."""
+    return site if site.role.plain is None else replace(site, role=site.role.plain)
+
+
+def refuse_chained(record: Record, what: str) -> None:
+    """Refuse correlated residuals where rows are taken out of their series."""
+    for site in record.data.values():
+        if site.role.chain is not None:
+            raise UnsupportedError(
+                f"{what}: the residuals of {site.name!r} are correlated, rows depend on rows before them; "
+                "fit again with the rows in question added or left out."
+            )
 
 
 def stream(seed: int, what: str) -> int:

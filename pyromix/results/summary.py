@@ -149,15 +149,22 @@ def _random(fit: Fit) -> str:
 
 
 def _structures(fit: Fit) -> list[str]:
-    """What the effects' structures have besides SDs and correlations of terms: a decay, a range, ..."""
+    """What structures of effects and residuals have besides SDs and correlations of terms: a decay, a range, ..."""
     record = fit.record
+    residual = tuple(f"{name}." for name, site in record.data.items() if _structured(site))
     shown = [
         [f" {name}{_entry(site, k)}", value]
         for name, site in record.hypers.items()
-        if declared.owner(record, name) and name.rpartition(".")[2] not in ("sd", "corr_cholesky")
+        if (declared.owner(record, name) or name.startswith(residual))
+        and name.rpartition(".")[2] not in ("sd", "corr_cholesky", "sigma")
         for k, value in enumerate(formatted(declared.numpy_of(site.value).reshape(-1)))
     ]
     return ["Structures:", aligned(shown, left=(0,))] if shown else []
+
+
+def _structured(site: Site) -> bool:
+    family = site.role.family
+    return family.residual is not None or family.variance is not None
 
 
 def _entry(site: Site, k: int) -> str:
