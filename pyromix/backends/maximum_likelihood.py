@@ -298,6 +298,15 @@ class Search:
                 optimum.t, optimum.loss, optimum.gradient = t, min(loss, optimum.loss + SNAP_LOSS), gradient
         return optimum
 
+    def _generalised(self, record: Record) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """``(X^T V^-1 X)^-1`` of coefficients of a Gaussian response that stayed in the search."""
+        plan = self.plan
+        exact = isinstance(self.marginal, Exact) and isinstance(self.bound, BoundCorrelated)
+        if self.backend.criterion != "ml" or not exact or not plan.linear or plan.moving:
+            return {}
+        with torch.no_grad():
+            return Exact("integrate").bind(self.program, self.args, plan).coefficients_at(record)
+
     def _report(self, optimum: Optimum) -> Estimate:
         flat = self.objective.flat(optimum.t)
         with torch.no_grad():
@@ -307,9 +316,8 @@ class Search:
         point = {name: site.value.detach() for name, site in record.hypers.items()}
         coefficients = self.bound.coefficients_at(record)
         point.update({name: estimate for name, (estimate, _) in coefficients.items()})
-        covariance = PointCovariance(
-            self.objective, optimum, self.sites, {name: cov for name, (_, cov) in coefficients.items()}
-        )
+        given = {name: cov for name, (_, cov) in (coefficients or self._generalised(record)).items()}
+        covariance = PointCovariance(self.objective, optimum, self.sites, given)
         findings = diagnose.findings(self, optimum, point, record, log_likelihood)
         findings += self.trained.health if self.trained is not None else ()
         status = diagnose.status(findings, optimum, self.trained)

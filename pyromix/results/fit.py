@@ -239,8 +239,8 @@ class Fit:
         Parameters
         ----------
         level
-            Coverage of the interval: profile likelihood where there is one effect with a known relationship matrix, else
-            the delta method on the logit scale; quantiles for draws. ``attrs["interval"]`` of the table says which.
+            Coverage of the interval: profile likelihood where there is one effect with a known matrix, else the
+            delta method on the logit scale; quantiles for draws. ``attrs["interval"]`` of the table says which.
         scaled
             Whether a relationship matrix counts by the mean of its diagonal; if not, as if that were one.
 
