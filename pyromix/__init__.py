@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pyromix.covariances import SPDE as SPDE
     from pyromix.covariances import CompoundSymmetry as CompoundSymmetry
     from pyromix.covariances import Diagonal as Diagonal
+    from pyromix.covariances import HilbertSpace as HilbertSpace
+    from pyromix.covariances import InducingPoints as InducingPoints
     from pyromix.covariances import Kinship as Kinship
     from pyromix.covariances import Kronecker as Kronecker
     from pyromix.covariances import RandomWalk as RandomWalk
@@ -99,6 +101,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "GP",
         "IID",
         "Diagonal",
+        "HilbertSpace",
+        "InducingPoints",
         "Kinship",
         "Kronecker",
         "Unstructured",

@@ -162,6 +162,8 @@ class Latent:
         The grouping factor it belongs to; several effects may share one.
     extend
         The covariance operator of these levels and of further ones, by their labels; ``None`` if it is not known.
+    spread
+        Where the array holds coefficients of functions of the levels: how the levels' effects come of them.
     """
 
     rows: RowMap
@@ -169,6 +171,49 @@ class Latent:
     terms: tuple[str, ...]
     group: str
     extend: Callable[[tuple[Any, ...]], Any] | None = None
+    spread: Spread | None = None
+
+    @property
+    def shown(self) -> Latent:
+        """The role of the array that people ask for: effects by level."""
+        return self if self.spread is None else self.spread.role
+
+
+@dataclass(frozen=True)
+class Spread:
+    r"""Effects of levels that are sums of functions: :math:`u_{lk} = \sum_j f_{lj} c_{jk}`.
+
+    Attributes
+    ----------
+    role
+        What an array of the levels' effects would have as its role.
+    functions
+        ``f``, (levels, m).
+    further
+        The same for levels given by their labels; ``None`` if they cannot be placed.
+    """
+
+    role: Latent
+    functions: torch.Tensor
+    further: Callable[[tuple[Any, ...]], torch.Tensor] | None = None
+
+    def apply(self, coefficients: torch.Tensor, functions: torch.Tensor | None = None) -> torch.Tensor:
+        """Effects (*batch, levels, terms) from an array of coefficients (*batch, 1, m * terms)."""
+        f = self.functions if functions is None else functions
+        return f @ coefficients.reshape(*coefficients.shape[:-2], f.shape[-1], -1)
+
+    def covariance(self, inner: torch.Tensor, functions: torch.Tensor | None = None) -> torch.Tensor:
+        """Covariances of the terms of every level, (levels, q, q), from that of the coefficients (m * q, m * q)."""
+        f = self.functions if functions is None else functions
+        m, q = f.shape[-1], inner.shape[-1] // f.shape[-1]
+        blocks = inner.reshape(m, q, m, q).permute(1, 3, 0, 2)
+        return torch.stack([torch.stack([((f @ part) * f).sum(-1) for part in row], -1) for row in blocks], -2)
+
+    def mean_covariance(self, inner: torch.Tensor) -> torch.Tensor:
+        """The mean of these over levels, (q, q)."""
+        m = self.functions.shape[-1]
+        gram = self.functions.mT @ self.functions / len(self.functions)
+        return torch.einsum("jk,jakb->ab", gram, inner.reshape(m, -1, m, inner.shape[-1] // m))
 
 
 @dataclass(frozen=True)

@@ -331,7 +331,7 @@ class Search:
             inference=f"{self.backend.criterion.upper()}, {self.marginal.label}",
             point={name: point[name] for name in self.base.hypers},
             latents=conditional.mode,
-            latent_sd=conditional.sd,
+            latent_sd=conditional.shown_sd(record),
             covariance=covariance,
             draw=point_sampler(self.program, self.args, self.bound, point, covariance, tuple(self.out)),
             log_likelihood=log_likelihood,

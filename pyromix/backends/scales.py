@@ -105,10 +105,13 @@ def _effect_scales(
     sds: np.ndarray,
 ) -> None:
     """An SD's size: what moves the predictor by the response's size at the root mean square of its design."""
-    operator = latent.fn.operator
+    operator, spread = latent.fn.operator, latent.role.spread
     levels, terms = latent.fn.event_shape
     moved = operator.sds() if operator.block is None else operator.block.sum(-1)
-    design = latent.role.rows.design
+    if spread is not None:  # of an average level; the moments of its functions say nothing of it
+        moved = spread.mean_covariance(operator.block @ operator.block.mT).diagonal().sqrt()
+        levels, terms, sds = terms, len(moved), np.full(len(moved), 0.5 * size)
+    design = latent.role.shown.rows.design
     rms = torch.ones(terms) if design is None else design.detach().square().mean(0).sqrt()
     for i in range(terms):
         typical = size / max(float(rms[i]), 1e-12)

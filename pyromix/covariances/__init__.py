@@ -11,7 +11,9 @@ from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.compound_symmetry import CompoundSymmetry
 from pyromix.covariances.diagonal import Diagonal
 from pyromix.covariances.gp import GP
+from pyromix.covariances.hilbert_space import HilbertSpace
 from pyromix.covariances.iid import IID
+from pyromix.covariances.inducing_points import InducingPoints
 from pyromix.covariances.kinship import Kinship
 from pyromix.covariances.known_matrix import vanraden
 from pyromix.covariances.kronecker import Kronecker
@@ -34,6 +36,8 @@ __all__ = [
     "Coords",
     "Covariance",
     "Diagonal",
+    "HilbertSpace",
+    "InducingPoints",
     "Kinship",
     "Kronecker",
     "RandomWalk",

@@ -48,6 +48,21 @@ class Covariance(ABC):
     def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> AbstractOperator:
         """The covariance at hyper-parameter values ``theta`` (by parameter name)."""
 
+    def functions(
+        self, theta: Mapping[str, torch.Tensor], coords: Coords, labels: tuple[Any, ...] | None = None
+    ) -> torch.Tensor | None:
+        """For an effect that is a sum of m functions of a level's place: their values, (levels, m).
+
+        `operator` is then that of their coefficients, an array of shape (1, m * terms) that runs through the functions
+        and for each of them through the terms. By default ``None``: every level has an effect of its own.
+
+        Parameters
+        ----------
+        labels
+            Further levels, where it is their values that are asked for.
+        """
+        return None
+
     def describe(self, theta: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Derived quantities worth recording beside the parameters, by name; none by default."""
         return {}

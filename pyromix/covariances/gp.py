@@ -19,6 +19,8 @@ from torch.distributions import constraints
 from pyromix.covariances import kernel_text
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.between import BetweenLevels, cholesky
+from pyromix.covariances.hilbert_space import HilbertSpace
+from pyromix.covariances.inducing_points import InducingPoints
 from pyromix.covariances.kernel_parameters import (
     bounds,
     check_dimensions,
@@ -30,12 +32,15 @@ from pyromix.covariances.kernel_parameters import (
     value_shape,
     walk,
 )
+from pyromix.covariances.low_rank import Approximation, Process
 from pyromix.covariances.sites import Sites, read_sites
 from pyromix.errors import ConfigError
 from pyromix.linalg.covariance_operator import CovarianceOperator
+from pyromix.linalg.operators import BlockOperator
 from pyromix.parameters import Argument, Parameter, decode, encode, number, parameter
 
 NUGGET = 1e-6
+APPROXIMATIONS: dict[str, type] = {"HilbertSpace": HilbertSpace, "InducingPoints": InducingPoints}
 # torch distributions behind GPyTorch's priors, and their arguments
 PRIORS = {
     "Gamma": ("concentration", "rate"),
@@ -88,6 +93,11 @@ class GP(BetweenLevels):
         Places by level label: pandas DataFrame with the labels as index, or ``(array, labels)``.
     terms
         Structure of the terms of a level where they are correlated: ``Unstructured()``.
+    approximation
+        `HilbertSpace` or `InducingPoints`, by which the process is a sum of a few functions and any number of places
+        goes; ``None`` for the process itself, which takes 4,000. Nothing is approximated unless it is asked for. The
+        nugget is then no part of the process. Sampled are the coefficients of the functions, in posteriors the array
+        of the effect's name; ``fit.random_effects`` gives the process at its places.
 
     Raises
     ------
@@ -109,8 +119,10 @@ class GP(BetweenLevels):
         priors: Mapping[str, Argument] | None = None,
         sites: Any = None,
         terms: Covariance | None = None,
+        approximation: Approximation | None = None,
     ) -> None:
         self.kernel = _read_kernel(kernel)
+        self.approximation = _read_approximation(approximation)
         self.nugget = _read_nugget(nugget)
         self._set_terms(sd, terms)
         if scaled(self.kernel) and (self.sd is None or isinstance(self.sd, dist.Distribution)):
@@ -129,15 +141,36 @@ class GP(BetweenLevels):
         found = [self._kernel_parameter(name, path, sites) for name, path in self._names.items()]
         return (*self._term_parameters(coords.terms), *found)
 
-    def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> CovarianceOperator:
+    def functions(
+        self, theta: Mapping[str, torch.Tensor], coords: Coords, labels: tuple[Any, ...] | None = None
+    ) -> torch.Tensor | None:
+        if self.approximation is None:
+            return None
         sites = self._sites(coords)
-        values = {name: theta[name] for name in self._names}
+        if labels is not None:
+            x = Sites.of(Coords(labels, coords.terms), self.sites).x
+            return self.approximation.at(self._process(theta, sites), sites, x)
+        if not self.approximation.moves and "functions" in sites.kept:
+            return sites.kept["functions"]
         x, at = sites.merged
-        c = self._correlation(values, x)
+        found = self.approximation.at(self._process(theta, sites), sites, x)
+        found = found if at is None else found[..., at, :]
+        if not self.approximation.moves:
+            sites.kept["functions"] = found
+        return found
+
+    def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> CovarianceOperator | BlockOperator:
+        sites = self._sites(coords)
+        tril = self._tril(theta, coords)
+        if self.approximation is not None:
+            root = self.approximation.root(self._process(theta, sites), sites)
+            return BlockOperator(_kron(root, tril), 1)
+        x, at = sites.merged
+        c = self._correlation({name: theta[name] for name in self._names}, x, x)
         c = c if at is None else c[..., at[:, None], at]
         c = c + self.nugget * torch.eye(c.shape[-1], dtype=c.dtype)
         root = partial(cholesky, where=f"GP(nugget={self.nugget:g})")
-        return CovarianceOperator(c, self._tril(theta, coords), root)
+        return CovarianceOperator(c, tril, root)
 
     def config(self) -> dict[str, Any]:
         """As for every structure; the kernel is described by its class and arguments.
@@ -155,10 +188,11 @@ class GP(BetweenLevels):
             "priors": [[name, encode(prior, f"GP(priors[{name!r}])")] for name, prior in self.priors.items()],
             "sites": None if self.sites is None else self.sites.config("GP(sites=...)"),
             "terms": None if self.terms is None else self.terms.config(),
+            "approximation": None if self.approximation is None else self.approximation.config(),
         }
 
     def __repr__(self) -> str:
-        names = ("sd", "sites", "terms")
+        names = ("sd", "sites", "terms", "approximation")
         given = [f"{name}={value!r}" for name in names if (value := getattr(self, name)) is not None]
         given += [f"nugget={self.nugget:g}"] if self.nugget != NUGGET else []
         given += [f"priors={self.priors!r}"] if self.priors else []
@@ -171,6 +205,7 @@ class GP(BetweenLevels):
             given.append(f"priors={{{', '.join(f'{k!r}: {value(v)}' for k, v in self.priors.items())}}}")
         given += ["sites=sites"] if self.sites is not None else []
         given += [f"terms={value(self.terms)}"] if self.terms is not None else []
+        given += [f"approximation=pmx.{self.approximation!r}"] if self.approximation is not None else []
         return f"pmx.GP({', '.join([kernel_text.text(self.kernel, 'gpytorch.kernels.'), *given])})"
 
     def _sites(self, coords: Coords) -> Sites:
@@ -178,24 +213,32 @@ class GP(BetweenLevels):
         kept = self._kept.get(coords.levels)
         if kept is not None and torch.equal(kept.x, found.x):
             return kept
-        found.check(coords.levels)
-        check_dimensions(self.kernel, list(range(found.x.shape[1])))
+        found.check(coords.levels, exact=self.approximation is None)
+        check_dimensions(self.kernel, found.dims)
+        if self.approximation is not None and coords.levels:
+            self.approximation.check(self.kernel, found)
         while len(self._kept) >= 8:
             self._kept.pop(next(iter(self._kept)))
         self._kept[coords.levels] = found
         return found
 
-    def _correlation(self, values: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """k over all pairs of sites; with hyper-parameters (*batch, shape) one matrix for each."""
+    def _process(self, theta: Mapping[str, torch.Tensor], sites: Sites) -> Process:
+        values = {name: theta[name] for name in self._names}
+        by_path = {path: values[name] for name, path in self._names.items()}
+        return Process(self.kernel, by_path, partial(self._correlation, values), self.nugget)
+
+    def _correlation(self, values: Mapping[str, torch.Tensor], x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """k over all pairs of places; with hyper-parameters (*batch, shape) one matrix for each."""
         raw = {path: value for (path, value) in zip(self._names.values(), values.values(), strict=True)}
         shapes = {path: parameter.shape for path, parameter in self._bare.named_parameters()}
         extra = [value.dim() - len(value_shape(shapes[path])) for path, value in raw.items()]
         if extra and extra[0] > 0:
             count = len(next(iter(values.values())))
-            return torch.stack([self._correlation({k: v[i] for k, v in values.items()}, x) for i in range(count)])
+            each = [{k: v[i] for k, v in values.items()} for i in range(count)]
+            return torch.stack([self._correlation(one, x, other) for one in each])
         dtype = next(iter(values.values())).dtype if values else x.dtype
         raw = {path: value.reshape(shapes[path]) for path, value in raw.items()}
-        return _evaluate(self._bare, raw, x.to(dtype))
+        return _evaluate(self._bare, raw, x.to(dtype), None if other is x else other.to(dtype))
 
     def _kernel_parameter(self, name: str, path: str, sites: Sites) -> Parameter:
         module, dims = next((m, d) for m, p, d in walk(self.kernel, "", sites.dims) if path.startswith(p + "raw_"))
@@ -208,6 +251,23 @@ class GP(BetweenLevels):
         made = parameter(name, self.priors.get(name), checked, default, shape, "GP")
         labels = tuple(sites.names[d] for d in dims) if shape == (len(dims),) else None
         return replace(made, support=support(low, high), labels=labels)
+
+
+def _kron(root: torch.Tensor, tril: torch.Tensor) -> torch.Tensor:
+    """Kronecker product (*batch, m * q, m * q) of (*batch, m, m) and (*batch, q, q)."""
+    whole = root[..., :, None, :, None] * tril[..., None, :, None, :]
+    return whole.reshape(*whole.shape[:-4], root.shape[-1] * tril.shape[-1], -1)
+
+
+def _read_approximation(given: Any) -> Approximation | None:
+    if isinstance(given, (list, tuple)) and len(given) == 2:
+        kind, arguments = given
+        if kind not in APPROXIMATIONS:
+            raise ConfigError(f"saved approximation {kind!r} is unknown; known ones: {', '.join(APPROXIMATIONS)}.")
+        return APPROXIMATIONS[kind](**arguments)
+    if given is not None and not isinstance(given, Approximation):
+        raise ConfigError(f"GP(approximation={given!r}): pass HilbertSpace(...), InducingPoints(...) or None.")
+    return given
 
 
 def _gpytorch() -> Any:
@@ -279,8 +339,8 @@ class _Dense(torch.nn.Module):
         super().__init__()
         self.kernel = kernel
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.kernel(x).to_dense()
+    def forward(self, x: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
+        return self.kernel(x, other).to_dense()
 
 
 def _without_constraints(kernel: Any) -> Any:
@@ -294,10 +354,12 @@ def _without_constraints(kernel: Any) -> Any:
     return bare
 
 
-def _evaluate(kernel: Any, raw: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def _evaluate(
+    kernel: Any, raw: Mapping[str, torch.Tensor], x: torch.Tensor, other: torch.Tensor | None
+) -> torch.Tensor:
     import gpytorch
 
     # in these modes kernels are plain torch operations, evaluated at once; the modes end with the block
     with gpytorch.settings.trace_mode(True), gpytorch.settings.lazily_evaluate_kernels(False):
         named = {f"kernel.{path}": value for path, value in raw.items()}
-        return torch.func.functional_call(_Dense(kernel), named, (x,))
+        return torch.func.functional_call(_Dense(kernel), named, (x, other))

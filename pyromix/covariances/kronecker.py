@@ -59,6 +59,8 @@ class Kronecker(BetweenLevels):
         for name, part in (("first", first), ("second", second)):
             if not isinstance(part, Covariance):
                 raise ConfigError(f"Kronecker({name}={part!r}): pass a structure, e.g. AR1().")
+            if getattr(part, "approximation", None) is not None:
+                raise ConfigError(f"Kronecker({name}={part!r}): its parts are exact; leave the approximation out.")
             if getattr(part, "sd", None) is not None:
                 raise ConfigError(
                     f"Kronecker({name}={part!r}): the product has one variance; pass the SD to Kronecker(sd=...)."

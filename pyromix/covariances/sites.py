@@ -72,12 +72,13 @@ class Sites:
     def dims(self) -> list[int]:
         return list(range(self.x.shape[1]))
 
-    def check(self, levels: tuple[Any, ...]) -> None:
-        """Refuse places that are missing, and too many of them."""
-        if len(levels) > MAX_SITES:
+    def check(self, levels: tuple[Any, ...], exact: bool = True) -> None:
+        """Refuse places that are missing, and too many of them for a dense factor."""
+        if exact and len(levels) > MAX_SITES:
             raise ConfigError(
-                f"GP: {len(levels)} sites, and a dense factor is made of at most {MAX_SITES}; round the coordinates to "
-                "a coarser grid and make its cells the levels, or give groups of sites an effect each."
+                f"GP: {len(levels)} sites, and a dense factor is made of at most {MAX_SITES}; choose an approximation, "
+                "GP(approximation=HilbertSpace(...)) or GP(approximation=InducingPoints(...)), or make the cells of a "
+                "coarser grid the levels."
             )
         bad = (~torch.isfinite(self.x)).any(1).nonzero()
         if len(bad):
@@ -89,6 +90,11 @@ class Sites:
         """Places without repetitions, and the place of each level; ``None`` where there are no repetitions."""
         places, at = torch.unique(self.x, dim=0, return_inverse=True)
         return (self.x, None) if len(places) == len(self.x) else (places, at)
+
+    @cached_property
+    def kept(self) -> dict[Any, torch.Tensor]:
+        """What an approximation has made of these places."""
+        return {}
 
     def log_distances(self, dims: list[int]) -> tuple[float, float]:
         """Mean and SD of a normal of the log length with 1 % below the smallest and above the largest distance.
@@ -105,12 +111,27 @@ class Sites:
         return {}
 
     def _log_distances(self, dims: list[int]) -> tuple[float, float]:
-        apart = torch.pdist(self.x[:, dims])
+        x = torch.unique(self.x[:, dims], dim=0)
+        if len(x) > MAX_SITES:  # whose distances would not fit into memory
+            return self._log_range(x)
+        apart = torch.pdist(x)
         apart = apart[apart > 0]
         if not len(apart):
             return 0.0, 1.0
-        low, high = math.log(float(apart.min())), math.log(float(apart.max()))
-        return 0.5 * (low + high), max((high - low) / (2 * TAIL), 0.5)
+        return _between(float(apart.min()), float(apart.max()))
+
+    @staticmethod
+    def _log_range(x: torch.Tensor) -> tuple[float, float]:
+        """The same for many places: from the range, and the distance of neighbours if they were evenly spread."""
+        width = x.amax(0) - x.amin(0)
+        longest = float(width.norm())
+        used = width[width > 0]
+        return _between(longest / len(x) ** (1 / max(len(used), 1)), longest)
+
+
+def _between(short: float, long: float) -> tuple[float, float]:
+    low, high = math.log(short), math.log(long)
+    return 0.5 * (low + high), max((high - low) / (2 * TAIL), 0.5)
 
 
 def read_sites(sites: Any) -> Places:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -17,7 +18,7 @@ from pyromix.effects.parameter_site import float64, parameter_site, record
 from pyromix.errors import ConfigError, DataError, DataTypeError
 from pyromix.linalg.operators import AbstractOperator
 from pyromix.parameters import Parameter
-from pyromix.sites import Latent, RowMap, annotate
+from pyromix.sites import Latent, RowMap, Spread, annotate
 
 
 class RandomEffect:
@@ -81,6 +82,7 @@ class RandomEffect:
         self.group = group or name
         self._declared: tuple[Parameter, ...] | None = None
         self._checked: tuple[Any, ...] | None = None
+        self._kept_rows: tuple[torch.Tensor, tuple[Any, ...], RowMap] | None = None
 
     def __call__(
         self, index: torch.Tensor, design: torch.Tensor | None = None, weight: torch.Tensor | None = None
@@ -119,9 +121,48 @@ class RandomEffect:
         rows = RowMap(index, design, weight)
         prior = StructuredNormal(self.covariance.operator(theta, coords))
         extend = partial(self._extended, theta, coords) if self.coords is None else None
-        u = pyro.sample(self.name, prior, infer=annotate(Latent(rows, levels, coords.terms, self.group, extend)))
+        role = Latent(rows, levels, coords.terms, self.group, extend)
+        functions = self.covariance.functions(theta, coords)
+        if functions is not None:
+            return self._of_functions(prior, role, functions, theta, coords)
+        u = pyro.sample(self.name, prior, infer=annotate(role))
         self._check_index(index, len(levels), u.shape[-2] - len(levels))
         return rows.apply(u)
+
+    def _of_functions(
+        self,
+        prior: StructuredNormal,
+        role: Latent,
+        functions: torch.Tensor,
+        theta: dict[str, torch.Tensor],
+        coords: Coords,
+    ) -> torch.Tensor:
+        """An effect whose site holds coefficients of functions; prediction puts the levels' effects there."""
+        rows, levels = role.rows, len(coords.levels)
+        further = None if self.coords is not None else partial(self.covariance.functions, theta, coords)
+        terms = tuple(f"{j}" for j in range(functions.shape[-1]))
+        if len(coords.terms) > 1:
+            terms = tuple(f"{j}:{term}" for j in terms for term in coords.terms)
+        inner = Latent(self._function_rows(rows, functions), ("all",), terms, self.group)
+        u = pyro.sample(self.name, prior, infer=annotate(replace(inner, spread=Spread(role, functions, further))))
+        if u.shape[-1] == len(terms):
+            self._check_index(rows.index, levels, 0)
+            return inner.rows.apply(u)
+        self._check_index(rows.index, levels, u.shape[-2] - levels)
+        return rows.apply(u)
+
+    def _function_rows(self, rows: RowMap, functions: torch.Tensor) -> RowMap:
+        """The row map of the coefficients, made once where neither rows nor functions change."""
+        kept = self._kept_rows
+        if (
+            kept is not None
+            and kept[0] is functions
+            and all(a is b for a, b in zip(kept[1], _parts(rows), strict=True))
+        ):
+            return kept[2]
+        made = RowMap(torch.zeros(len(rows.index), dtype=torch.long), _function_design(rows, functions))
+        self._kept_rows = (functions, _parts(rows), made)
+        return made
 
     def _extended(self, theta: dict[str, torch.Tensor], coords: Coords, labels: tuple[Any, ...]) -> AbstractOperator:
         """The covariance of the levels and of further ones, which their labels place."""
@@ -173,3 +214,20 @@ class RandomEffect:
                 f"(0 ... {levels - 1}); pass levels= to declare more."
             )
         self._checked = (index, index._version, levels, extra)
+
+
+def _parts(rows: RowMap) -> tuple[Any, ...]:
+    return rows.index, rows.design, rows.weight
+
+
+def _function_design(rows: RowMap, functions: torch.Tensor) -> torch.Tensor:
+    """Columns that multiply the coefficients, (n, m * q): functions of a row's levels times its design."""
+    if rows.index.dim() == 1:
+        at = functions[rows.index]
+        at = at if rows.weight is None else at * rows.weight.reshape(-1, 1)
+    else:
+        weight = torch.ones_like(rows.index, dtype=functions.dtype) if rows.weight is None else rows.weight
+        at = sum(weight[:, k, None] * functions[rows.index[:, k]] for k in range(rows.index.shape[1]))
+    if rows.design is None:
+        return at
+    return (at[:, :, None] * rows.design[:, None, :]).reshape(len(at), -1)

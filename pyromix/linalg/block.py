@@ -130,6 +130,9 @@ class Layout:
         for term in self.terms:
             total = np.zeros((term.levels, term.q, columns.shape[1]))
             for slot in term.slots:
+                if term.levels == 1 and slot.design is not None:
+                    total[0] += slot.design.T @ columns
+                    continue
                 for a in range(term.q):
                     z = slot.column(a)
                     for m in range(columns.shape[1]):
@@ -156,6 +159,8 @@ class Layout:
             for slot in term.slots:
                 if slot.design is None:
                     total = total + u[slot.index, 0]
+                elif term.levels == 1:
+                    total = total + slot.design @ u[0]
                 else:
                     for a in range(term.q):
                         total = total + u[slot.index, a] * slot.design[:, a]
@@ -271,6 +276,9 @@ def _pair(terms: Sequence[Term], j: int, slot_j: Slot, k: int, slot_k: Slot, sho
 
 def _pair_gram(terms: Sequence[Term], pair: Pair, weight: np.ndarray | None) -> np.ndarray:
     q_j, q_k, count = terms[pair.j].q, terms[pair.k].q, len(pair.level_j)
+    if count == 1 and pair.slot_j.design is not None and pair.slot_k.design is not None:
+        right = pair.slot_k.design if weight is None else weight[:, None] * pair.slot_k.design
+        return (pair.slot_j.design.T @ right)[None]
     out = np.empty((count, q_j, q_k))
     for a in range(q_j):
         left = _product(weight, pair.slot_j.column(a))

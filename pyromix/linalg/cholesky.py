@@ -7,6 +7,7 @@ over columns with every level in one vector. All arrays are float64 of shape (le
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 from pyromix.errors import NumericalError
 
@@ -47,6 +48,8 @@ def solve_lower(r: np.ndarray, b: np.ndarray) -> np.ndarray:
     q = r.shape[-1]
     if q == 1:
         return b / r
+    if q > SMALL and len(r) == 1:
+        return solve_triangular(r[0], b[0], lower=True, check_finite=False)[None]
     x = np.empty(np.broadcast_shapes(b.shape, (len(r), q, b.shape[-1])))
     for i in range(q):
         x[:, i] = (b[:, i] - np.einsum("gk,gkm->gm", r[:, i, :i], x[:, :i])) / r[:, i, i, None]
@@ -58,6 +61,8 @@ def solve_upper(r: np.ndarray, b: np.ndarray) -> np.ndarray:
     q = r.shape[-1]
     if q == 1:
         return b / r
+    if q > SMALL and len(r) == 1:
+        return solve_triangular(r[0], b[0], lower=True, trans="T", check_finite=False)[None]
     x = np.empty(np.broadcast_shapes(b.shape, (len(r), q, b.shape[-1])))
     for i in range(q - 1, -1, -1):
         x[:, i] = (b[:, i] - np.einsum("gk,gkm->gm", r[:, i + 1 :, i], x[:, i + 1 :])) / r[:, i, i, None]
@@ -69,7 +74,7 @@ def inverse(r: np.ndarray) -> np.ndarray:
     if r.shape[-1] == 1:
         return 1.0 / r**2
     root = solve_lower(r, np.broadcast_to(np.eye(r.shape[-1]), r.shape))
-    return np.einsum("gki,gkj->gij", root, root)
+    return root.swapaxes(1, 2) @ root if r.shape[-1] > SMALL else np.einsum("gki,gkj->gij", root, root)
 
 
 def logdet(r: np.ndarray) -> float:

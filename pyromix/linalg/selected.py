@@ -98,6 +98,8 @@ def pair_traces(factor: Factor, gram: Arrays, inverse: Arrays | None = None) -> 
 def _trace(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     if left.shape[1:] == (1, 1):
         return np.array([[left[:, 0, 0] @ right[:, 0, 0]]])
+    if len(left) == 1:
+        return left[0] @ right[0]
     return np.einsum("pab,pbc->ac", left, right)
 
 
@@ -115,6 +117,8 @@ def leverage(factor: Factor, inverse: Arrays | None = None) -> np.ndarray:
 
 def _rows(pair: Pair, blocks: np.ndarray) -> np.ndarray:
     """``z_j^T block z_k`` for every row."""
+    if len(blocks) == 1 and pair.slot_j.design is not None and pair.slot_k.design is not None:
+        return np.einsum("nb,nb->n", pair.slot_j.design @ blocks[0], pair.slot_k.design)
     total: np.ndarray | float = 0.0
     for a in range(blocks.shape[1]):
         for b in range(blocks.shape[2]):

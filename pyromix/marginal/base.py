@@ -34,11 +34,26 @@ class Conditional:
     draw
         ``draw(n, generator, shifts)`` -> site -> (n, levels, terms). `shifts` (coefficient site -> (n, p)) moves the
         coefficients away from the values used here, and the effects with them, to first order.
+    blocks
+        Computes the covariance of every level's effects, (levels, terms, terms); ``None`` if that is not known.
     """
 
     mode: dict[str, torch.Tensor]
     spread: Callable[[], dict[str, torch.Tensor]]
     draw: Callable[[int, torch.Generator, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+    blocks: Callable[[], dict[str, torch.Tensor]] | None = None
+
+    def shown_sd(self, record: Record) -> dict[str, torch.Tensor]:
+        """`sd`, of levels where an effect is a sum of functions of them."""
+        spreads = {name: site.role.spread for name, site in record.latents.items() if site.role.spread is not None}
+        if not spreads:
+            return self.sd
+        if self.blocks is None:
+            unknown = {n: torch.full((len(s.functions), len(s.role.terms)), torch.nan) for n, s in spreads.items()}
+            return {**self.sd, **unknown}
+        blocks = self.blocks()
+        found = {n: s.covariance(blocks[n][0]).diagonal(dim1=-2, dim2=-1).clamp(min=0.0) for n, s in spreads.items()}
+        return {**self.sd, **{name: variance.sqrt() for name, variance in found.items()}}
 
     @cached_property
     def sd(self) -> dict[str, torch.Tensor]:

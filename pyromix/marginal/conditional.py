@@ -31,11 +31,15 @@ def gaussian_conditional(
     mode = {n: torch.from_numpy(x @ block.T) for n, x, block in zip(plan.latents, b, tril, strict=True)}
 
     def spread() -> dict[str, torch.Tensor]:
-        blocks = selected.diagonal_blocks(factor)
+        inverse = selected.diagonal_blocks(factor)
         return {
             name: torch.from_numpy(np.sqrt(np.einsum("ab,gbc,ac->ga", block, p, block, optimize=True)))
-            for name, p, block in zip(plan.latents, blocks, tril, strict=True)
+            for name, p, block in zip(plan.latents, inverse, tril, strict=True)
         }
+
+    def blocks() -> dict[str, torch.Tensor]:
+        inverse = selected.diagonal_blocks(factor)
+        return {n: torch.from_numpy(L @ p @ L.T) for n, p, L in zip(plan.latents, inverse, tril, strict=True)}
 
     def draw(n: int, generator: torch.Generator, shifts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         noise = [torch.randn((*x.shape, n), generator=generator, dtype=torch.float64).numpy() for x in b]
@@ -49,7 +53,7 @@ def gaussian_conditional(
             for name, block, x in zip(plan.latents, tril, spherical, strict=True)
         }
 
-    return Conditional(mode, spread, draw)
+    return Conditional(mode, spread, draw, blocks)
 
 
 def shift_map(plan: Plan, factor: Factor, tril: Arrays, weight: np.ndarray) -> dict[str, Arrays]:

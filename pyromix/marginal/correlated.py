@@ -276,12 +276,12 @@ class BoundCorrelated(BoundMarginal):
         def effects(spread: np.ndarray) -> Arrays:
             return [np.einsum("ab,gb...->ga...", L, x) for L, x in zip(tril, layout.split(spread), strict=True)]
 
+        def blocks() -> dict[str, torch.Tensor]:
+            inner = _diagonal_blocks(layout, point.factor.spread_inverse())
+            return {n: torch.from_numpy(L @ x @ L.T) for n, L, x in zip(self.plan.latents, tril, inner, strict=True)}
+
         def sd() -> dict[str, torch.Tensor]:
-            blocks = _diagonal_blocks(layout, point.factor.spread_inverse())
-            return {
-                name: torch.from_numpy(np.sqrt(np.einsum("ab,gbc,ac->ga", L, block, L)))
-                for name, L, block in zip(self.plan.latents, tril, blocks, strict=True)
-            }
+            return {name: block.diagonal(dim1=1, dim2=2).sqrt() for name, block in blocks().items()}
 
         def draw(n: int, generator: torch.Generator, shifts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             noise = torch.randn((layout.size, n), generator=generator, dtype=torch.float64).numpy()
@@ -295,7 +295,7 @@ class BoundCorrelated(BoundMarginal):
             }
 
         mode = {n: torch.from_numpy(x) for n, x in zip(self.plan.latents, effects(point.spread), strict=True)}
-        return Conditional(mode, sd, draw)
+        return Conditional(mode, sd, draw, blocks)
 
     def _follow(self, point: Point, site: str) -> np.ndarray:
         """``H^-1 G^T Z^T W X``, (size, p); nothing for coefficients that are drawn with the effects."""

@@ -317,4 +317,6 @@ class _Gradient:
 
 def _spread_rows(blocks: np.ndarray, rows: np.ndarray, slot: Any, tril: np.ndarray) -> np.ndarray:
     design = np.ones((len(rows), 1)) if slot.design is None else slot.design
+    if len(blocks) == 1:
+        return (design @ tril) @ blocks[0].T
     return np.einsum("nab,nb->na", blocks[rows], design @ tril)

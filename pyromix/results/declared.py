@@ -58,7 +58,7 @@ def effects_of(record: Record, group: str) -> list[Site]:
 
 def term_labels(effects: Iterable[Site]) -> list[str]:
     """Labels of the terms of several effects side by side; labels met twice are prefixed with their effect."""
-    pairs = [(site.name, str(term)) for site in effects for term in site.role.terms]
+    pairs = [(site.name, str(term)) for site in effects for term in site.role.shown.terms]
     terms = [term for _, term in pairs]
     return [f"{name}[{term}]" if terms.count(term) > 1 else term for name, term in pairs]
 
@@ -66,6 +66,8 @@ def term_labels(effects: Iterable[Site]) -> list[str]:
 def term_covariance(site: Site) -> torch.Tensor:
     """Covariance of one level's effects, (q, q); where levels differ or depend on each other, its mean over levels."""
     operator = site.fn.operator
+    if site.role.spread is not None:
+        return site.role.spread.mean_covariance(operator.block @ operator.block.mT)
     if operator.block is not None:
         return operator.block @ operator.block.mT
     if isinstance(operator, KnownOperator):

@@ -240,6 +240,8 @@ class _Names:
         """Dimensions of one draw of a site."""
         if name in self.record.latents:
             role = self.record.latents[name].role
+            if role.spread is not None:
+                return self.dim(f"{name}_part", role.levels), self.dim(f"{name}_function", role.terms)
             return self.dim(f"{name}_level", role.levels), self.dim(f"{name}_term", role.terms)
         hyper = self.record.hypers.get(name)
         if hyper is not None and hyper.role.design is not None:
@@ -247,7 +249,7 @@ class _Names:
             return (self.dim(f"{name}_coef", labels),)
         owner = declared.owner(self.record, name)
         if owner is not None:
-            terms = self.record.latents[owner].role.terms
+            terms = self.record.latents[owner].role.shown.terms
             own = None if hyper is None else hyper.role.labels
             if own is not None and own != terms and shape == (len(own),):
                 return (self.dim(f"{name}_dim_0", own),)
@@ -289,10 +291,10 @@ class _Names:
             if site.role.design is not None:
                 add(f"{name}.x", site.role.design, *self.site_dims(name, (site.role.design.shape[1],)))
         for name, site in self.record.latents.items():
-            rows = site.role.rows
+            rows = site.role.shown.rows
             member = (self.dim(f"{name}_member", range(rows.index.shape[1])),) if rows.index.dim() == 2 else ()
             add(f"{name}.index", rows.index, *member)
-            add(f"{name}.design", rows.design, self.dim(f"{name}_term", site.role.terms))
+            add(f"{name}.design", rows.design, self.dim(f"{name}_term", site.role.shown.terms))
             add(f"{name}.weight", rows.weight, *member)
         for name, site in self.record.data.items():
             add(f"{name}.trials", site.role.trials)

@@ -23,7 +23,7 @@ from scipy.sparse.linalg import splu
 from pyromix.errors import UnsupportedError
 from pyromix.linalg.known import KnownOperator
 from pyromix.linalg.operators import AbstractOperator, Precision
-from pyromix.sites import Latent, RowMap
+from pyromix.sites import Latent, RowMap, Spread
 
 MAX_DENSE = 6000  # effects of known and new levels together whose covariance is written out
 NEGLIGIBLE = 1e-12  # relative eigenvalue of a covariance that counts as zero
@@ -49,10 +49,7 @@ def law(
         The levels have no labels, or are too many.
     """
     if role.extend is None or not labels:
-        raise UnsupportedError(
-            f"new_groups={policy!r}: the levels of {name!r} depend on each other, and the new ones have no labels to "
-            "place them by; declare them beforehand in RandomEffect(levels=...), or use new_groups='zero'."
-        )
+        raise _without_place(name, policy)
     with torch.no_grad():
         joint = role.extend(tuple(labels))
         known, terms = u.shape
@@ -66,6 +63,28 @@ def law(
                 f"too large to write out; predict fewer new levels at a time, or use new_groups='zero'."
             )
         return _by_covariance(joint, policy, u, sizes)
+
+
+def law_of_functions(
+    name: str, spread: Spread, coefficients: torch.Tensor, policy: str, labels: Sequence[Any], root: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`law` of an effect that is a sum of functions, whose coefficients are known and have this prior root."""
+    if spread.further is None or not labels:
+        raise _without_place(name, policy)
+    with torch.no_grad():
+        f = spread.further(tuple(labels))
+        mean = spread.apply(coefficients, f)
+        if policy == "conditional":  # the coefficients say all
+            return mean, torch.zeros(mean.numel(), mean.numel(), dtype=mean.dtype)
+        rows = torch.kron(f, torch.eye(mean.shape[1], dtype=f.dtype)) @ root
+        return torch.zeros_like(mean), _root(rows @ rows.mT)
+
+
+def _without_place(name: str, policy: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"new_groups={policy!r}: the levels of {name!r} depend on each other, and the new ones have no labels to "
+        "place them by; declare them beforehand in RandomEffect(levels=...), or use new_groups='zero'."
+    )
 
 
 def _by_covariance(

@@ -144,7 +144,7 @@ def _group_level(fit: Fit, draws: Values) -> _Rows:
         for name, hyper in fit.record.hypers.items():
             if declared.owner(fit.record, name) != effect:
                 continue
-            for label, array in _parameter(name.removeprefix(f"{effect}."), hyper, site.role.terms, draws[name]):
+            for label, array in _parameter(name.removeprefix(f"{effect}."), hyper, site.role.shown.terms, draws[name]):
                 labels.append([first, label])
                 values.append(array)
                 first = ""

@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from pyromix.results import declared
 from pyromix.results.diagnostics import entry_name
 from pyromix.results.mixing import measure
+from pyromix.results.tables import of_functions
 
 if TYPE_CHECKING:
     from pyromix.results.fit import Fit
@@ -58,10 +59,13 @@ def parameters(fit: Fit) -> dict[str, Quantity]:
 
 def effects(fit: Fit) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Conditional means (or modes) and SDs of every random effect, (levels, terms)."""
-    estimate = fit.estimate
-    return {
-        n: (declared.numpy_of(estimate.latents[n]), declared.numpy_of(estimate.latent_sd[n])) for n in estimate.latents
-    }
+    estimate, found = fit.estimate, {}
+    for name, value in estimate.latents.items():
+        site, both = fit.record.latents[name], (value, estimate.latent_sd[name])
+        if site.role.spread is not None:
+            both = (of_functions(fit, site, "mode"), of_functions(fit, site, "sd"))
+        found[name] = (declared.numpy_of(both[0]), declared.numpy_of(both[1]))
+    return found
 
 
 def _labels(fit: Fit, sites: dict[str, Site]) -> dict[str, list[str]]:

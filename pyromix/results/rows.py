@@ -13,9 +13,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 
 from pyromix.errors import ConfigError, UnseenLevelError, UnsupportedError
-from pyromix.results.new_levels import law
+from pyromix.results.new_levels import law, law_of_functions
 from pyromix.running import Record, Site, run
-from pyromix.sites import Latent, annotation
+from pyromix.sites import Latent, Spread, annotate, annotation
 
 if TYPE_CHECKING:
     from pyromix.results.fit import Fit
@@ -157,12 +157,18 @@ class _Effects(Messenger):
         super().__init__()
         self.values, self.effects, self.rows = values, effects, rows
         self.appended: dict[str, Appended] = {}
+        self.spreads: dict[str, tuple[Spread, torch.Tensor]] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         role = annotation(msg)
         if not isinstance(role, Latent) or msg["name"] not in self.effects or msg["name"] not in self.values:
             return
         value = self.values[msg["name"]]
+        spread = role.spread
+        if spread is not None:  # effects of levels in place of coefficients, and the role that goes with them
+            self.spreads[msg["name"]] = (spread, value)
+            role, value = spread.role, spread.apply(value)
+            msg["infer"] = annotate(role)
         index = role.rows.index
         extra = max(0, -int(index.min())) if index.numel() else 0
         _check_levels(msg["name"], role, len(value))
@@ -192,7 +198,7 @@ class _Effects(Messenger):
         """Effects of levels that nothing is known of but the fit: their mean, and where asked for a draw about it."""
         name, block = msg["name"], msg["fn"].operator.block
         noise = self.values.get(NOISE + name)
-        if block is not None:
+        if block is not None and name not in self.spreads:
             return new if noise is None else noise @ block.mT
         if self.rows.policy == "condition_on":
             raise UnsupportedError(
@@ -200,7 +206,10 @@ class _Effects(Messenger):
                 "places new levels by their labels, or fit again with the new rows."
             )
         labels = self.rows.new_labels(name, role)[::-1]  # they are numbered -1, -2, ..., rows of the array from its end
-        mean, root = law(name, role, self.rows.policy, labels, value)
+        if name in self.spreads:
+            mean, root = law_of_functions(name, *self.spreads[name], self.rows.policy, labels, block)
+        else:
+            mean, root = law(name, role, self.rows.policy, labels, value)
         self.appended[name] = self.appended[name]._replace(root=root)
         return mean if noise is None else mean + (root @ noise.reshape(-1)).reshape(mean.shape)
 

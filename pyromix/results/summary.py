@@ -176,7 +176,7 @@ def _entry(site: Site, k: int) -> str:
 
 def sizes(fit: Fit) -> str:
     """Numbers of observations and of levels, and what was left out."""
-    counts = {group: len(effects[0].role.levels) for group, effects in declared.groups(fit.record).items()}
+    counts = {group: len(effects[0].role.shown.levels) for group, effects in declared.groups(fit.record).items()}
     groups = "; ".join(f"{name}, {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
     return f"Number of obs: {fit.n_obs:g}" + (f", groups: {groups}" if groups else "") + _left_out(fit)
 
@@ -194,7 +194,7 @@ def _correlation_cells(fit: Fit, group: str, values: np.ndarray, row: int) -> li
     """Correlations within the term's own effect; those with other effects are zero by construction and not printed."""
     start = 0
     for site in declared.effects_of(fit.record, group):
-        stop = start + len(site.role.terms)
+        stop = start + len(site.role.shown.terms)
         if start <= row < stop:
             return [f"{value:5.2f}" if math.isfinite(value) else "  NaN" for value in values[start:row]]
         start = stop

@@ -12,12 +12,14 @@ from scipy.special import ndtri
 from pyromix.errors import ConfigError
 from pyromix.results import declared
 from pyromix.results.draws import Values, over_draws
+from pyromix.running import Site
 
 if TYPE_CHECKING:
     from pyromix.results.fit import Fit
 
 # Covariances of a posterior are read at all draws, or at as many as keep (draws, rows) within the second number.
 COVARIANCE_DRAWS = 400
+MAX_ENTRIES = 20_000_000  # of the levels' effects at draws
 COVARIANCE_ENTRIES = 40_000_000
 
 
@@ -167,15 +169,34 @@ def random_effects(fit: Fit, group: str, what: str) -> pd.DataFrame:
     source = fit.estimate.latents if what == "mode" else fit.estimate.latent_sd
     labels, parts, start = declared.term_labels(effects), [], 0
     for site in effects:
-        stop = start + len(site.role.terms)
-        shape = (len(site.role.levels), stop - start)
+        role = site.role.shown
+        stop = start + len(role.terms)
+        shape = (len(role.levels), stop - start)
         value = source.get(site.name)
+        if value is not None and site.role.spread is not None:
+            value = of_functions(fit, site, what)
         if value is None or (what == "sd" and not fit.trusted):
             array = np.full(shape, np.nan)
         else:
             array = declared.numpy_of(value).reshape(shape)
-        index = pd.Index(site.role.levels, name=group, tupleize_cols=False)
+        index = pd.Index(role.levels, name=group, tupleize_cols=False)
         parts.append(pd.DataFrame(array, index=index, columns=labels[start:stop], dtype=float))
         start = stop
     first = parts[0].index
     return pd.concat([part.reindex(first) if not part.index.equals(first) else part for part in parts], axis=1)
+
+
+def of_functions(fit: Fit, site: Site, what: str) -> torch.Tensor:
+    """Modes or SDs of the levels of an effect that is a sum of functions; for draws, over draws."""
+    name, estimate = site.name, fit.estimate
+    if estimate.kind != "draws":
+        return site.role.spread.apply(estimate.latents[name]) if what == "mode" else estimate.latent_sd[name]
+
+    def one(values: Values) -> Values:
+        at = fit.run(values).latents[name]
+        return {name: at.role.spread.apply(at.value)}
+
+    rows = len(site.role.rows.index)
+    count = min(fit.n_draws, max(COVARIANCE_DRAWS, MAX_ENTRIES // len(site.role.shown.levels)))
+    drawn = over_draws(one, fit.draws(count), rows)[name]
+    return drawn.mean(0) if what == "mode" else drawn.std(0)

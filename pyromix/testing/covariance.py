@@ -58,6 +58,10 @@ class CovarianceSuite:
         theta = self.theta()
         return {**theta, "sd": torch.zeros_like(theta["sd"])} if "sd" in theta else None
 
+    def shape(self) -> tuple[int, int]:
+        """Shape of the array: levels and terms, or (1, functions * terms) for a structure of functions."""
+        return len(self.coords().levels), len(self.coords().terms)
+
     def permuted(self, coords: Coords, order: list[int]) -> Coords:
         """The same levels in another order, with their coordinates."""
         values = coords.values
@@ -70,10 +74,8 @@ class CovarianceSuite:
         return self.make().operator(self.theta() if theta is None else theta, coords or self.coords())
 
     def _u(self, *batch: int) -> torch.Tensor:
-        coords = self.coords()
         generator = torch.Generator().manual_seed(1)
-        shape = (*batch, len(coords.levels), len(coords.terms))
-        return torch.randn(shape, dtype=torch.float64, generator=generator)
+        return torch.randn((*batch, *self.shape()), dtype=torch.float64, generator=generator)
 
     def _reference(self, theta: Theta | None = None) -> torch.distributions.MultivariateNormal:
         matrix = self.dense(self.theta() if theta is None else theta, self.coords())
@@ -88,8 +90,7 @@ class CovarianceSuite:
 
     # -- the operator against its dense twin -------------------------------------------------------------------------
     def test_shape_is_levels_by_terms(self) -> None:
-        coords = self.coords()
-        assert self._operator().shape == (len(coords.levels), len(coords.terms))
+        assert self._operator().shape == self.shape()
 
     def test_dense_equals_its_twin(self) -> None:
         close(self._operator().dense(), self.dense(self.theta(), self.coords()))
@@ -194,7 +195,8 @@ class CovarianceSuite:
         order = order[1:] + order[:1]
         moved = self._operator(theta, self.permuted(coords, order))
         u = self._u()
-        close(moved.log_prob(u[order]), self._operator().log_prob(u))
+        of_levels = self.shape()[0] == len(coords.levels)
+        close(moved.log_prob(u[order] if of_levels else u), self._operator().log_prob(u))
 
     def test_zero_scale_draws_zeros(self) -> None:
         theta = self.singular()

@@ -278,7 +278,7 @@ LATE = [
     (GP(RBFKernel()), Coords(("a", "b"), ONE, [1.0]), DataError, r"its coordinates have shape \(1, 1\) for 2 levels"),
     (GP(RBFKernel(ard_num_dims=3)), Coords((1.0, 2.0), ONE), ConfigError, r"\(ard_num_dims=3\) over 1 coordinates"),
     (GP(RBFKernel(active_dims=(1,))), Coords((1.0, 2.0), ONE), ConfigError, r"active_dims beyond the 1 coordinates"),
-    (GP(RBFKernel()), Coords(tuple(range(4001)), ONE), ConfigError, r"4001 sites, .* at most 4000; round the"),
+    (GP(RBFKernel()), Coords(tuple(range(4001)), ONE), ConfigError, r"4001 sites, .* at most 4000; choose an"),
     (
         GP(RBFKernel(), sites=([1.0], ["a"])),
         Coords(("b",), ONE),
