@@ -149,7 +149,7 @@ def compile_function(
     wanted = _wanted(mode, evaluations, usable)
     if wanted == "eager":
         return Compiled(function, inputs, "eager")
-    graph, reason = _attempt("traced", function, inputs, lambda: _trace(function, inputs))
+    graph, reason = _attempt("traced", function, inputs, lambda: trace(function, inputs))
     if graph is None:
         return Compiled(function, inputs, "eager", reason)
     if wanted == "traced":
@@ -268,7 +268,8 @@ def folding(function: Function) -> Function:
     return folded
 
 
-def _trace(function: Function, inputs: list[torch.Tensor]) -> Function:
+def trace(function: Function, inputs: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
+    """The graph of a function at inputs; an exception of any class where it cannot be traced."""
     with torch.random.fork_rng(devices=[]):
         return _number_masks(make_fx(folding(function))(*inputs))
 

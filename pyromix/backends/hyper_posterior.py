@@ -20,6 +20,7 @@ from pyromix.backends.chart import FactorEntry
 from pyromix.backends.maximum_likelihood import MaximumLikelihood, Search
 from pyromix.backends.quasi_newton import FAR, Objective, Optimum
 from pyromix.backends.training import Trained
+from pyromix.compile import cheapest
 from pyromix.errors import NumericalError
 from pyromix.marginal import AbstractMarginal, Exact, Laplace
 from pyromix.marginal.base import BoundMarginal
@@ -73,10 +74,17 @@ class HyperPosterior:
             self._traced = trace_runs(
                 search.program, search.args, self._values, search.log_jacobian, self.size, evaluations, gradients
             )
+        if search.plan.affine and cheapest(evaluations) == "compiled":
+            self.bound.compile(self.record(np.zeros(self.size)))
 
     def __call__(self, t: np.ndarray) -> tuple[float, np.ndarray]:
         """Log density and gradient; -inf with a zero gradient where it cannot be computed."""
-        point = torch.from_numpy(np.array(t)).requires_grad_(True)
+        point = torch.from_numpy(np.array(t))
+        quick = None if self._traced is None else self._traced.value_and_gradient(point, self.bound)
+        if quick is not None:
+            value, slope = quick[0], quick[1].numpy()
+            return (value, slope) if np.isfinite(value) and np.isfinite(slope).all() else (-np.inf, np.zeros(self.size))
+        point.requires_grad_(True)
         try:
             with torch.enable_grad():
                 record, log_prior = self._run(point)

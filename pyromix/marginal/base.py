@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -120,6 +120,13 @@ class BoundMarginal(ABC):
 
     def curvature(self, record: Record) -> Factor | None:
         """The factored precision of the spherical effects given the data, if this marginaliser has one."""
+        return None
+
+    def compile(self, record: Record) -> None:  # noqa: B027 - most have nothing to compile
+        """Prepare for many evaluations, of which a run of the program is an example."""
+
+    def value_and_slopes(self, inputs: Sequence[torch.Tensor]) -> tuple[float, list[torch.Tensor]] | None:
+        """Log marginal and its gradients in predictor, factors L and dispersion, where one call of C gives both."""
         return None
 
     def coefficients_at(self, record: Record) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -13,9 +13,10 @@ Fournier, 2006, in closed form for this class).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,8 +35,11 @@ from pyromix.running import Program, Record
 
 if TYPE_CHECKING:
     from pyromix.families.base import AbstractFamily, Derivatives
+    from pyromix.marginal.compiled import CompiledModes, Found
 
+log = logging.getLogger(__name__)
 
+AGREEMENT = 1e-8  # of the largest entry: how far compiled code may be from what it replaces
 ROWS = 32_768  # below the size from which torch would split an operation over threads
 
 
@@ -146,8 +150,8 @@ def dispersion_gradients(
     plan: Plan,
     family: AbstractFamily,
     eta: torch.Tensor,
-    leverage: np.ndarray,
-    z_v: np.ndarray,
+    leverage: np.ndarray | torch.Tensor,
+    z_v: np.ndarray | torch.Tensor,
     values: Mapping[str, torch.Tensor],
     wanted: Sequence[bool],
 ) -> list[torch.Tensor | None]:
@@ -166,7 +170,8 @@ def dispersion_gradients(
             log_prob = plan.row_weight * log_prob
         (score,) = torch.autograd.grad(log_prob.sum(), point, create_graph=True)
         (curvature,) = torch.autograd.grad(score.sum(), point, create_graph=True)
-        surrogate = (log_prob + 0.5 * torch.from_numpy(leverage) * curvature + torch.from_numpy(z_v) * score).sum()
+        h, move = torch.as_tensor(leverage), torch.as_tensor(z_v)
+        surrogate = (log_prob + 0.5 * h * curvature + move * score).sum()
         grads = iter(torch.autograd.grad(surrogate, [value for value in free.values() if value.requires_grad]))
     return [next(grads) if need else None for need in wanted]
 
@@ -180,12 +185,66 @@ class BoundLaplace(BoundMarginal):
         Where the next mode search starts.
     decrement
         Where it ends; values without gradients can do with less.
+    compiled
+        The same search in C, after `compile`.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.warm: Arrays | None = None
         self.decrement = DECREMENT
+        self.compiled: CompiledModes | None = None
+
+    def compile(self, record: Record) -> None:
+        """Search modes in C from now on, if that can be had and agrees with the search here at a run of the program."""
+        from pyromix.marginal.compiled import CompiledModes  # it builds on this module
+
+        if self.compiled is not None or self.plan.moving or not self.plan.layout.terms:
+            return
+        role = data_of(record)
+        try:
+            made = CompiledModes(self.plan, role.family, role.dispersion)
+            problem = self._disagreement(made, record)
+        except Exception as error:  # tracers and compilers fail in any class; the way without always works
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if problem:
+            log.info("mode search not compiled: %s", problem)
+        else:
+            self.compiled = made
+
+    def _disagreement(self, made: CompiledModes, record: Record) -> str:
+        """Compare value and gradient at a mode, from zero."""
+        inputs = [part.detach().clone().requires_grad_(True) for part in self._inputs(record)]
+        problem, tril, moving = self.problem(record)
+        names, last = tuple(data_of(record).dispersion), 1 + len(tril)
+        with torch.enable_grad():
+            value = _LaplaceFunction.apply(self, problem, names, *inputs[:last], *moving, *inputs[last:])  # type: ignore
+            slopes = torch.autograd.grad(value, inputs, allow_unused=True)
+        found = made.search(inputs, self.warm, self.decrement, gradient=True)
+        if found is None:
+            return "its search failed where this one did not"
+        pairs = [(torch.full_like(value, found.log_marginal), value.detach())]
+        pairs += [(got, want) for got, want in zip(found.slopes, slopes, strict=True) if want is not None]
+        far = any(not bool((got - want).abs().max() <= AGREEMENT * (1 + want.abs().max())) for got, want in pairs)
+        return "its results differ" if far else ""
+
+    def _inputs(self, record: Record) -> list[torch.Tensor]:
+        """What the log marginal depends on: predictor, factors L, dispersion."""
+        role = data_of(record)
+        return [role.eta, *blocks_of(record, self.plan, "Laplace()"), *role.dispersion.values()]
+
+    def value_and_slopes(self, inputs: Sequence[torch.Tensor]) -> tuple[float, list[torch.Tensor]] | None:
+        found = self._search(inputs, gradient=True)
+        return None if found is None else (found.log_marginal, found.slopes)
+
+    def _search(self, inputs: Sequence[torch.Tensor], gradient: bool = False, keep: bool = False) -> Found | None:
+        """By compiled code, from the last mode; ``None`` where there is none, or where it fails."""
+        if self.compiled is None:
+            return None
+        found = self.compiled.search(inputs, self.warm, self.decrement, gradient, keep)
+        if found is not None:
+            self.warm = self.compiled.split(found.b)
+        return found
 
     def problem(self, record: Record) -> tuple[Problem, list[torch.Tensor], list[Any]]:
         """The mode search at a run of the program, its factors, and the row designs that carry gradients."""
@@ -202,6 +261,9 @@ class BoundLaplace(BoundMarginal):
 
     def mode(self, problem: Problem) -> ModePoint:
         """Climb from the last mode, or from zero where that fails."""
+        if self.compiled is not None:
+            inputs = [problem.eta, *problem.tril, *problem.dispersion.values()]
+            self._search([torch.as_tensor(part) for part in inputs])
         start = problem.origin() if self.warm is None else problem.at(self.warm)
         point = ascend(start, problem.origin, self.decrement)
         point.factorise()
@@ -212,6 +274,12 @@ class BoundLaplace(BoundMarginal):
         self.warm = None
 
     def log_marginal(self, record: Record) -> torch.Tensor:
+        if self.compiled is not None:
+            inputs = self._inputs(record)
+            gradient = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
+            found = self._search(inputs, gradient)
+            if found is not None:
+                return self.compiled.attached(found, inputs)
         problem, tril, moving = self.problem(record)
         role = data_of(record)
         names = tuple(role.dispersion)
@@ -227,6 +295,11 @@ class BoundLaplace(BoundMarginal):
     def evaluate(self, record: Record) -> tuple[float, Conditional]:
         with torch.no_grad():
             problem, _, _ = self.problem(record)
+            found = self._search(self._inputs(record), keep=True)
+            if found is not None and self.compiled is not None:
+                b = self.compiled.split(found.b)
+                whole = cache(lambda: self._conditional_at(problem.at(b)))
+                return found.log_marginal, self.compiled.conditional(found, problem.tril, whole)
             point = self.mode(problem)
         return point.value - 0.5 * point.factor.logdet, self._conditional_at(point)
 
@@ -237,8 +310,9 @@ class BoundLaplace(BoundMarginal):
 
     def _conditional_at(self, point: ModePoint) -> Conditional:
         tril = point.problem.tril
-        follow = partial(shift_map, self.plan, point.factor, tril, point.weight)
-        return gaussian_conditional(self.plan, point.factor, tril, point.b, follow)
+        factor = point.factorise()
+        follow = partial(shift_map, self.plan, factor, tril, point.weight)
+        return gaussian_conditional(self.plan, factor, tril, point.b, follow)
 
 
 class _LaplaceFunction(torch.autograd.Function):

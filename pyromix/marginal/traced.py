@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from pyromix.compile import Compiled, compile_function, tensor_program
 from pyromix.distributions import StructuredNormal
 from pyromix.errors import UnsupportedError
 from pyromix.linalg.operators import BlockOperator
+from pyromix.marginal.base import BoundMarginal
 from pyromix.marginal.plan import data_of
 from pyromix.running import Program, Record, Site, run
 
@@ -28,6 +29,17 @@ class TracedRuns:
     def __init__(self, base: Record, values: Values, graph: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> None:
         self.base, self.values, self.graph = base, values, graph
         self.data = data_of(base)
+
+    def value_and_gradient(self, t: torch.Tensor, bound: BoundMarginal) -> tuple[float, torch.Tensor] | None:
+        """Log posterior density without autograd, where everything is compiled; ``None`` where it is not."""
+        if not isinstance(self.graph, _Compiled):
+            return None
+        *inputs, log_prior = self.graph.forward(t)
+        found = bound.value_and_slopes(inputs)
+        if found is None:
+            return None
+        value, slopes = found
+        return value + float(log_prior), self.graph.back(t, *slopes, torch.ones_like(log_prior))
 
     def __call__(self, t: torch.Tensor) -> tuple[Record, torch.Tensor]:
         eta, *rest = self.graph(t)
@@ -102,7 +114,18 @@ def _compiled(
 
     slopes = [torch.ones_like(part) for part in forward(example)]
     back = compile_function(pullback, [example, *slopes], evaluations=evaluations, differentiable=False)
-    return None if back.mode != "compiled" else lambda t: _WithPullback.apply(t, forward, back)
+    return None if back.mode != "compiled" else _Compiled(forward, back)
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A compiled graph with its compiled pullback; gradients flow."""
+
+    forward: Compiled
+    back: Compiled
+
+    def __call__(self, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return _WithPullback.apply(t, self.forward, self.back)
 
 
 class _WithPullback(torch.autograd.Function):

@@ -15,14 +15,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten
 
 from pyromix.native.build import compiler, compiler_problem, load, vector_functions
-from pyromix.native.emit import program
+from pyromix.native.emit import function, library, program
 from pyromix.native.kernels import Builder
 from pyromix.native.lower import Lowering
 from pyromix.native.pointwise import ctype_of
 from pyromix.native.values import Buffer, Strided, Unsupported, Value, contiguous_strides
 from pyromix.native.walk import WritesThroughView
 
-__all__ = ["Unsupported", "compile_graph", "compiler", "compiler_problem"]
+__all__ = ["Unsupported", "compile_graph", "compile_texts", "compiler", "compiler_problem", "graph_text"]
 
 
 def compile_graph(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
@@ -57,6 +57,44 @@ def _compiled(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Ca
     library = load(source, bool(vectorised))
     constants = [tensor for _, tensor in builder.constants.values()]
     return Function(library, len(inputs), outputs, returned, spec, plain, constants)
+
+
+def graph_text(
+    graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor], name: str
+) -> tuple[str, list[torch.Tensor]]:
+    """``void name(inputs..., outputs...)`` for a graph that returns a tuple of tensors, to be compiled with other text.
+
+    The tensors that come with it have to live as long as the code: it has their addresses.
+
+    Raises
+    ------
+    Unsupported
+        As `compile_graph`; also where torch would have to rewrite the graph first.
+    """
+    builder = Builder(f"{name}_")
+    values = [_input(builder, tensor) for tensor in inputs]
+    try:
+        result = Lowering(builder).run(graph, values, [tensor.detach() for tensor in inputs])
+    except WritesThroughView as error:
+        raise Unsupported(f"a write through a view: {error}") from error
+    for value in result:
+        if not isinstance(value, Value):
+            raise Unsupported(f"a result of type {type(value).__name__}")
+        builder.output(value)
+    text = function(name, builder, [value.buffer for value in values])
+    return text, [tensor for _, tensor in builder.constants.values()]
+
+
+def compile_texts(texts: Sequence[str]) -> ctypes.PyDLL:
+    """Compile pieces of C that may call the C library's functions of doubles, without headers.
+
+    Raises
+    ------
+    Unsupported
+        There is no compiler, or it fails.
+    """
+    vectorised = vector_functions()
+    return load(library(texts, vectorised), bool(vectorised))
 
 
 def _input(builder: Builder, tensor: torch.Tensor) -> Strided:

@@ -1,4 +1,4 @@
-"""C from kernels: one function, its intermediate results in one static piece of memory."""
+"""C from kernels: functions, each with its intermediate results in one static piece of memory."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ def program(builder: Builder, inputs: Sequence[Buffer], vectorised: Sequence[str
     vectorised
         Functions of which the C library has versions for vectors.
     """
+    return library([function("run", builder, inputs)], vectorised)
+
+
+def library(texts: Sequence[str], vectorised: Sequence[str]) -> str:
+    """A source of several pieces, with what they call."""
+    body = "\n".join(texts)
+    return "\n".join([*_prelude(body, vectorised), body])
+
+
+def function(name: str, builder: Builder, inputs: Sequence[Buffer]) -> str:
+    """The text of ``void name(inputs..., outputs...)``."""
     kernels = _without_unread(builder)
     starts, arena = _plan(builder, kernels)
     body = "\n".join(_kernel_text(number, kernel, starts) for number, kernel in enumerate(kernels))
@@ -46,10 +57,9 @@ def program(builder: Builder, inputs: Sequence[Buffer], vectorised: Sequence[str
     ]
     return "\n".join(
         [
-            *_prelude(body, vectorised),
-            f"static double memory[{arena // 8 + 1}] __attribute__((aligned({ALIGNMENT})));",
             *constants,
-            f"void run({', '.join(parameters)}) {{",
+            f"void {name}({', '.join(parameters)}) {{",
+            f"static double memory[{arena // 8 + 1}] __attribute__((aligned({ALIGNMENT})));",
             *declared,
             body,
             "}\n",

@@ -136,9 +136,16 @@ class Raw:
 
 
 class Builder:
-    """Collects kernels and the buffers they use."""
+    """Collects kernels and the buffers they use.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    prefix
+        Of the buffers' names, where several functions share a source.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.kernels: list[Loop | Raw] = []
         self.buffers: list[Buffer] = []
         self.constants: dict[tuple[int, str], tuple[Buffer, torch.Tensor]] = {}
@@ -151,7 +158,7 @@ class Builder:
         if size * BYTES[ctype] > MAX_SIZE:
             raise Unsupported(f"{size} entries in one tensor")
         kind = kind or ("scalar" if size == 1 else "arena")
-        self.buffers.append(Buffer(f"{kind}{len(self.buffers)}", ctype, size, kind, initial))
+        self.buffers.append(Buffer(f"{self.prefix}{kind}{len(self.buffers)}", ctype, size, kind, initial))
         return self.buffers[-1]
 
     def constant(self, tensor: torch.Tensor) -> Value:
