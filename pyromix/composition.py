@@ -40,6 +40,7 @@ class Composition:
     covariances: Mapping[str, Covariance]
     network: torch.nn.Module | None = None
     _effects: dict[str, RandomEffect] = field(default_factory=dict, repr=False, compare=False)
+    _places: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def __name__(self) -> str:
@@ -57,7 +58,8 @@ class Composition:
         if self.network is not None:
             eta = eta + self._network_mean(design)
         for term in design.terms:
-            eta = eta + self._effect(term)(term.index, term.design)
+            index, weight = self._rows(term)
+            eta = eta + self._effect(term)(index, term.design, weight)
         if not isinstance(eta, torch.Tensor):
             eta = torch.zeros(len(design.index), dtype=torch.float64)
         observe(
@@ -86,11 +88,25 @@ class Composition:
     def _effect(self, term: Any) -> RandomEffect:
         """The term's effect, kept from run to run while its levels stay the same."""
         effect = self._effects.get(term.name)
-        if effect is None or effect.levels is not term.levels:
-            structure = self.covariances[term.name]
-            effect = RandomEffect(term.name, structure, levels=term.levels, terms=term.terms, group=term.group)
+        structure = self.covariances[term.name]
+        mesh = getattr(structure, "mesh", None)
+        if effect is None or (mesh is None and effect.levels is not term.levels):
+            levels = term.levels if mesh is None else mesh.size
+            effect = RandomEffect(term.name, structure, levels=levels, terms=term.terms, group=term.group)
             self._effects[term.name] = effect
         return effect
+
+    def _rows(self, term: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Levels of every row and their weights: those of the term, or vertices of a mesh around the row's place."""
+        mesh = getattr(self.covariances[term.name], "mesh", None)
+        if mesh is None:
+            return term.index, term.weight
+        kept = self._places.get(term.name)
+        if kept is None or kept[0] is not term.levels or kept[1] is not term.index:
+            index, weight = mesh.projector(list(term.levels))
+            kept = (term.levels, term.index, index[term.index], weight[term.index])
+            self._places[term.name] = kept
+        return kept[2:]
 
 
 def linear_columns(design: Any, network: torch.nn.Module | None) -> tuple[torch.Tensor, tuple[str, ...]]:

@@ -11,7 +11,7 @@ does not use them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,34 +19,11 @@ import pyro.distributions as dist
 import torch
 
 from pyromix.composition import Composition, linear_columns
-from pyromix.covariances import (
-    AR1,
-    IID,
-    OU,
-    CompoundSymmetry,
-    Coords,
-    Covariance,
-    Diagonal,
-    RandomWalk,
-    Toeplitz,
-    Unstructured,
-)
+from pyromix.covariances import IID, CompoundSymmetry, Coords, Covariance, Diagonal, Toeplitz, Unstructured
 from pyromix.errors import ConfigError
 from pyromix.families import AbstractFamily
+from pyromix.wrappers import unused, wrapped
 
-STRUCTURES: dict[str, Callable[[Sequence[str]], Covariance]] = {  # of the terms of a level
-    "iid": lambda terms: IID(),
-    "us": lambda terms: Unstructured(),
-    "diag": lambda terms: Diagonal(),
-    "cs": lambda terms: CompoundSymmetry(hom=False),
-    "homcs": lambda terms: CompoundSymmetry(hom=True),
-    "toep": lambda terms: Toeplitz(hom=False),
-    "homtoep": lambda terms: Toeplitz(hom=True),
-    # as glmmTMB has it, where the terms of a level are times: ar1(0 + factor(time) | g)
-    "ar1": lambda terms: AR1(over="levels" if len(terms) == 1 else "terms"),
-    "ou": lambda terms: OU(),
-    "rw": lambda terms: RandomWalk(),
-}
 WIDTH = 2.5
 NAMES = ("time", "within", "column", "strata", "over", "hom", "p", "q", "sd")  # arguments that are no sites
 _NOT_ALL = (dist.ImproperUniform, Mapping)  # no proper prior; priors of some entries
@@ -58,13 +35,19 @@ def compose(
     mean: torch.nn.Module | None,
     covariances: Mapping[str, Covariance] | None,
     priors: Mapping[str, Any] | None,
+    known: Mapping[str, Any] | None = None,
 ) -> Composition:
     """The program of a design, with every prior the user did not give filled in.
+
+    Parameters
+    ----------
+    known
+        What the formula names: matrices, pedigrees, graphs, meshes.
 
     Raises
     ------
     ConfigError
-        A name in `covariances` or `priors` that the model does not have.
+        A name in `covariances`, `priors` or `known` that the model does not have.
     """
     given, asked = dict(covariances or {}), dict(priors or {})
     names = [term.name for term in design.terms]
@@ -75,11 +58,14 @@ def compose(
             raise ConfigError(
                 f"covariances[{name!r}] = {structure!r} is not a covariance; pass e.g. pyromix.Unstructured()."
             )
+    needless = unused(design.terms, known or {})
+    if needless:
+        raise ConfigError(f"known: no random term of the formula names {needless[0]!r}.")
     used: set[str] = set()
     size = _response_size(design, family)
     structures = {}
     for term in design.terms:
-        structure = given.get(term.name) or STRUCTURES[term.structure](term.terms)
+        structure = given.get(term.name) or wrapped(term, known or {})
         structures[term.name] = _with_priors(structure, term, asked, used, size)
     family = _family_prior(family, design, asked, used)
     linear = _coefficient_prior(design, family, mean, size)
@@ -96,6 +82,11 @@ def correlated_terms(covariances: Mapping[str, Any] | None) -> tuple[str, ...]:
     """Terms that are given a structure in which levels need not be independent."""
     alike = (IID, Diagonal, Unstructured, CompoundSymmetry, Toeplitz)
     return tuple(name for name, structure in (covariances or {}).items() if not isinstance(structure, alike))
+
+
+def placing_terms(covariances: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Terms that are given a structure which takes places anywhere: new ones are no new levels."""
+    return tuple(name for name, structure in (covariances or {}).items() if hasattr(structure, "mesh"))
 
 
 def all_proper(
@@ -117,18 +108,35 @@ def all_proper(
 
 def _with_priors(structure: Covariance, term: Any, asked: dict[str, Any], used: set[str], size: float) -> Covariance:
     """The structure with the priors asked for by site name, and a scaled prior for SDs that have none."""
+    names = [p.name.removesuffix("_cholesky") for p in structure.parameters(Coords(term.levels, term.terms))]
+    used.update(f"{term.name}.{name}" for name in names)
+    mine = {name: asked[f"{term.name}.{name}"] for name in names if f"{term.name}.{name}" in asked}
+    for name, prior in mine.items():
+        default = (
+            _sd_prior(structure, term, size) if name == "sd" and _lacks_sd(structure) else vars(structure).get(name)
+        )
+        structure = _changed(structure, name, _given(f"{term.name}.{name}", prior, default, term.terms))
+    if _lacks_sd(structure):
+        structure = _changed(structure, "sd", _sd_prior(structure, term, size))
+    return structure
+
+
+def _lacks_sd(structure: Covariance) -> bool:
+    return vars(structure).get("sd", 0.0) is None
+
+
+def _changed(structure: Any, name: str, prior: Any) -> Covariance:
+    """The structure with a prior at one of its parameters: an argument, one of a part, or one of a kernel."""
     given = vars(structure)
     arguments = {key: given[key] for key in inspect.signature(type(structure)).parameters if key in given}
-    changed = {}
-    for key in arguments:
-        site = f"{term.name}.{key}"
-        used.add(site)
-        if site in asked:
-            default = arguments[key] if key != "sd" or arguments[key] is not None else _sd_prior(structure, term, size)
-            changed[key] = _given(site, asked[site], default, term.terms)
-    if "sd" in arguments and arguments["sd"] is None and "sd" not in changed:
-        changed["sd"] = _sd_prior(structure, term, size)
-    return type(structure)(**{**arguments, **changed}) if changed else structure
+    part, dot, inner = name.partition(".")
+    if name in arguments:
+        arguments[name] = prior
+    elif dot and part in arguments:
+        arguments[part] = _changed(given[part], inner, prior)
+    else:
+        arguments["priors"] = {**given["priors"], name: prior}
+    return type(structure)(**arguments)
 
 
 def _sd_prior(structure: Covariance, term: Any, size: float) -> dist.Distribution:

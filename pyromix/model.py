@@ -12,7 +12,7 @@ from pyromix.backends import AbstractBackend, MaximumLikelihood
 from pyromix.backends.base import check_seed
 from pyromix.composition import linear_columns, network_inputs
 from pyromix.covariances import Covariance
-from pyromix.defaults import all_proper, compose, correlated_terms
+from pyromix.defaults import all_proper, compose, correlated_terms, placing_terms
 from pyromix.errors import ConfigError
 from pyromix.families import AbstractFamily, Gaussian
 from pyromix.formula.design import Design
@@ -111,6 +111,7 @@ def model(
     precision_weights: Any = None,
     frequency_weights: Any = None,
     functions: Mapping[str, Callable[..., Any]] | None = None,
+    known: Mapping[str, Any] | None = None,
     missing: str = "error",
 ) -> Model:
     """A hierarchical model from an lme4 formula.
@@ -139,6 +140,9 @@ def model(
         How many times each row was observed; multiplies its log-likelihood.
     functions
         Further functions the formula may call, by name.
+    known
+        What the formula's random terms name: the matrix of ``propto(1 | id, K)``, the pedigree of ``ped(1 | id, P)``,
+        the graph of ``besag(area, G)``, the mesh of ``spde(x, y, mesh=M)``, a kernel of ``gp(x, kernel=k)``.
     missing
         ``"error"``, or ``"drop"`` for rows with missing values.
 
@@ -164,12 +168,13 @@ def model(
         missing=missing,
         proper_priors=all_proper(parsed, family, covariances, priors),
         correlated=correlated_terms(covariances),
+        anywhere=placing_terms(covariances),
     )
     if precision_weights is not None and not family.has_residual:
         family.weigh({}, torch.empty(0))  # refuses, and says what to use instead
     if mean is not None:
         _build(mean, design)
-    program = compose(design, family, mean, covariances, priors)
+    program = compose(design, family, mean, covariances, priors, known)
     entries = prior_entries(program, design, covariances, priors, family)
     return Model(design, program, prior_table(entries, mean is not None))
 

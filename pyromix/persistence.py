@@ -66,6 +66,7 @@ def describe_design(design: Design, arrays: Arrays, prefix: str = "") -> dict[st
         "functions": sorted(state.functions),
         "proper_priors": state.proper_priors,
         "correlated": list(state.correlated),
+        "anywhere": list(state.anywhere),
         "n_dropped": design.n_dropped,
     }
 
@@ -264,6 +265,7 @@ def _load_design(
         functions={name: (functions or {})[name] for name in described["functions"]},
         proper_priors=described["proper_priors"],
         correlated=described["correlated"],
+        anywhere=described["anywhere"],
         **unpack(described["arguments"], arrays),
     )
     return replace(design, n_dropped=described["n_dropped"])

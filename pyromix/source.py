@@ -22,12 +22,14 @@ def f64(value):
     return torch.tensor(value, dtype=torch.float64)
 
 '''
+FREE = ("K", "mesh", "graph")  # too large to be written out
 
 
 def program_source(composition: Composition, design: Any, formula: str) -> str:
     """Source that defines ``program(design)`` with the same sites, priors and density.
 
-    A network is a free name, ``network``, as are the places of a process, ``sites``: define them before it runs.
+    A network is a free name, ``network``, as are the places of a process, ``sites``, a matrix or pedigree, ``K``, a
+    ``mesh`` and a ``graph``: define them before it runs.
     """
     lines = ["def program(design):"]
     _, labels = linear_columns(design, composition.network)
@@ -53,9 +55,16 @@ def program_source(composition: Composition, design: Any, formula: str) -> str:
         lines.append("    effect = pmx.RandomEffect(")
         lines.append(f"        {term.name!r},")
         lines.append(f"        {covariance},")
-        lines.append(f"        levels=term.levels, terms=term.terms, group={term.group!r},")
+        placed = hasattr(structure, "mesh")
+        levels = "mesh.size" if placed else "term.levels"
+        lines.append(f"        levels={levels}, terms=term.terms, group={term.group!r},")
         lines.append("    )")
-        lines.append(f"    eta = {eta}effect(term.index, term.design)")
+        if placed:
+            lines.append("    index, weight = mesh.projector(list(term.levels))")
+            lines.append(f"    eta = {eta}effect(index[term.index], term.design, weight[term.index])")
+        else:
+            weight = "" if term.weight is None else ", term.weight"
+            lines.append(f"    eta = {eta}effect(term.index, term.design{weight})")
         eta = "eta + "
     if not eta:
         lines.append("    eta = torch.zeros(len(design.index), dtype=torch.float64)")
@@ -84,6 +93,8 @@ def _instance(thing: Any) -> str:
     for key, value in given.items():
         if key == "link":
             arguments.append(f"link={value.name!r}")
+        elif key in FREE and value is not None:
+            arguments.append(f"{key}={key}")
         elif value is not None:
             arguments.append(f"{key}={_value(value)}")
     return f"pmx.{type(thing).__name__}({', '.join(arguments)})"

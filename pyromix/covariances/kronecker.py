@@ -135,6 +135,8 @@ def _root(operator: AbstractOperator) -> torch.Tensor:
     if parts.precision is None:
         return scale * torch.eye(operator.shape[0], dtype=parts.tril.dtype)
     # P = U U^T with U upper triangular, from the factor of P in reverse order, has P^-1 = U^-T U^-1
-    upper = torch.linalg.cholesky(parts.precision.dense().flip(0, 1)).flip(0, 1)
+    found, failure = torch.linalg.cholesky_ex(parts.precision.dense().flip(0, 1))
+    # singular to rounding, as at a correlation of one: NaN, so that a search steps back from there
+    upper = torch.where(failure == 0, found, torch.nan).flip(0, 1)
     eye = torch.eye(len(upper), dtype=upper.dtype)
     return scale * torch.linalg.solve_triangular(upper, eye, upper=True).mT

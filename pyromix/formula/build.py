@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,13 @@ from pyromix.formula.intake import (
     read_columns,
     refuse_missing,
 )
-from pyromix.formula.levels import Crossing
+from pyromix.formula.levels import Crossing, Labels, Members, as_pair, in_series, joined
 from pyromix.formula.matrix import ModelMatrix
-from pyromix.formula.parse import LEVELWISE, Formula, parse, structure_of
-from pyromix.formula.pieces import category_codes, check_arguments, read_response, total_offset
+from pyromix.formula.parse import Bar, Formula, parse, structure_of
+from pyromix.formula.pieces import category_codes, check_arguments, member_weights, read_response, total_offset
 from pyromix.formula.rank import aliases
 from pyromix.formula.rows import Rows
+from pyromix.formula.structures import LEVELWISE, TEMPORAL
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class State:
     kept
         Positions of the columns that are not aliased.
     random
-        One entry a random term: name, structure, matrix or None, crossing of its factors.
+        One entry a random term: name, the term with the columns of its levels, matrix or None, its levels.
     offset
         The ``offset=`` argument if it was a column name; True for any other; None without one.
     positions
@@ -56,6 +57,8 @@ class State:
         Whether every parameter has a proper prior, so that fewer designs are refused.
     correlated
         Random terms whose levels are correlated by a structure that is handed over.
+    anywhere
+        Those whose structure takes any place.
     """
 
     formula: Formula
@@ -63,13 +66,14 @@ class State:
     columns: Columns
     fixed: ModelMatrix
     kept: tuple[int, ...]
-    random: tuple[tuple[str, str, ModelMatrix | None, Crossing], ...]
+    random: tuple[tuple[str, Bar, ModelMatrix | None, Crossing | Members], ...]
     offset: str | bool | None
     positions: np.ndarray | None
     arguments: Mapping[str, pd.Series]
     offset_values: np.ndarray | None = None
     proper_priors: bool = False
     correlated: tuple[str, ...] = ()
+    anywhere: tuple[str, ...] = ()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copies and pickles come without what the matrix builder learnt: learn it again from the same columns."""
@@ -125,6 +129,7 @@ def build(
     missing: str,
     proper_priors: bool,
     correlated: Collection[str] = (),
+    anywhere: Collection[str] = (),
 ) -> dict[str, Any]:
     """Everything a `Design` holds, as arrays, from training data."""
     check_missing_option(missing, ("error", "drop"))
@@ -161,7 +166,9 @@ def build(
     notes += more + checks.scales(x, [fixed.columns[j] for j in kept], [fixed.numeric_only[j] for j in kept])
     frequencies = aligned["frequency_weights"]
     observations = float(n if frequencies is None else frequencies.sum())
-    random, terms = _random_terms(formula, columns, matrices)
+    random, terms = _random_terms(formula, columns, matrices, correlated)
+    for entry, term in zip(random, terms, strict=True):
+        term["weight"] = member_weights(entry[1], formula, columns, functions, rows)
     for entry, term in zip(random, terms, strict=True):
         q = 1 if term["design"] is None else term["design"].shape[1]
         # one row a level is enough where levels tell something of each other
@@ -187,6 +194,7 @@ def build(
         offset_values=None if isinstance(offset, str) else aligned["offset"],
         proper_priors=proper_priors,
         correlated=tuple(correlated),
+        anywhere=tuple(anywhere),
     )
     return {
         "formula": formula,
@@ -259,22 +267,28 @@ class _Matrices:
         return self._done[rhs]
 
 
-def _random_terms(formula: Formula, columns: Columns, matrices: _Matrices) -> tuple[list, list[dict[str, Any]]]:
-    crossings: dict[tuple[str, ...], Crossing] = {}
+def _random_terms(
+    formula: Formula, columns: Columns, matrices: _Matrices, correlated: Collection[str]
+) -> tuple[list, list[dict[str, Any]]]:
+    crossings: dict[Any, Crossing | Members] = {}
     entries, terms = [], []
     for bar, name in zip(formula.bars, formula.effects, strict=True):
-        if bar.group not in crossings:
-            crossings[bar.group] = Crossing.of([columns.groups[name].factor for name in bar.group])  # type: ignore[misc]
-        crossing = crossings[bar.group]
-        group = ":".join(bar.group)
-        matrix, values = matrices.learn(bar.terms, f"random effects of {group!r}")
+        bar = _without_dummy(bar, columns)
+        factors = [columns.groups[part].factor for part in bar.group]
+        label = _labels_of(bar, name in correlated)
+        key = (bar.group, bar.members, label)
+        if key not in crossings:
+            crossings[key] = Members.of(factors) if bar.members else Crossing.of(factors, label)  # type: ignore[arg-type]
+        crossing = crossings[key]
+        matrix, values = matrices.learn(bar.terms, f"random effects of {bar.name!r}")
         plain = matrix.columns == ("Intercept",)
-        entries.append((name, bar.structure, None if plain else matrix, crossing))
+        entries.append((name, bar, None if plain else matrix, crossing))
         terms.append(
             {
                 "name": name,
-                "group": group,
+                "group": bar.name,
                 "structure": structure_of(bar.structure, len(matrix.columns)),
+                "arguments": dict(bar.arguments),
                 "index": crossing.codes,
                 "design": None if plain else values,
                 "levels": crossing.levels,
@@ -282,3 +296,18 @@ def _random_terms(formula: Formula, columns: Columns, matrices: _Matrices) -> tu
             }
         )
     return entries, terms
+
+
+def _without_dummy(bar: Bar, columns: Columns) -> Bar:
+    """``propto(0 + id | g, K)`` where g is the same in every row, as glmmTMB needs it: its levels are those of id."""
+    if bar.structure != "propto" or len(bar.group) < 2:
+        return bar
+    varied = [name for name in bar.group[1:] if len(columns.groups[name].factor.levels) > 1]  # type: ignore[union-attr]
+    return replace(bar, group=(bar.group[0], *varied))
+
+
+def _labels_of(bar: Bar, handed_over: bool) -> Labels:
+    """What labels of levels of several columns are: for a structure that reads them, the parts."""
+    if bar.structure in TEMPORAL:
+        return in_series
+    return as_pair if handed_over or bar.structure in LEVELWISE else joined

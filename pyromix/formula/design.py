@@ -33,12 +33,18 @@ class RandomTerm:
         ``"iid"`` (one effect a level), ``"us"`` or ``"diag"``.
     index
         (n,) int64 codes into ``levels``; -1, -2, ... only in `Design.new`, one for each level the fit has never seen.
+        For ``mm(a, b)``: (n, columns).
     design
         (n, q) float64, or None for an intercept alone.
     levels
-        Labels in sorted order, or in the order of a categorical column; ``"x:y"`` for ``a:b``.
+        Labels in sorted order, or in the order of a categorical column; ``"x:y"`` for ``a:b``, or the tuple
+        ``("x", "y")`` where the structure reads it (a time in a series, a place, a pair).
     terms
         Names of the q effects, such as ``("Intercept", "Days")``.
+    weight
+        (n, columns) for ``mm(a, b)``, else None.
+    arguments
+        What the formula gave its structure.
     """
 
     name: str
@@ -48,6 +54,8 @@ class RandomTerm:
     design: torch.Tensor | None
     levels: tuple[Any, ...]
     terms: tuple[str, ...]
+    weight: torch.Tensor | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,6 +143,7 @@ class Design:
         missing: str = "error",
         proper_priors: bool = False,
         correlated: Collection[str] = (),
+        anywhere: Collection[str] = (),
         quiet: bool = False,
     ) -> Design:
         """Apply a formula to data.
@@ -164,6 +173,8 @@ class Design:
             constant response are no errors.
         correlated
             Names of random terms whose levels will be correlated: they may have as many levels as there are rows.
+        anywhere
+            Those of them whose structure takes places anywhere, so that new places are no new levels.
         quiet
             Do not give warnings; they are still kept in ``notes``.
 
@@ -183,6 +194,7 @@ class Design:
             missing=missing,
             proper_priors=proper_priors,
             correlated=correlated,
+            anywhere=anywhere,
         )
         if not quiet:
             for category, text in parts["notes"]:
@@ -287,7 +299,10 @@ class Design:
         return replace(
             self,
             **{name: take(getattr(self, name)) for name in names},
-            terms=tuple(replace(term, index=term.index[rows], design=take(term.design)) for term in self.terms),
+            terms=tuple(
+                replace(term, index=term.index[rows], design=take(term.design), weight=take(term.weight))
+                for term in self.terms
+            ),
             codes={name: codes[rows] for name, codes in self.codes.items()},
             index=self.index[at],
             state=state,
@@ -355,7 +370,8 @@ class Design:
     def unseen_error(self, name: str) -> UnseenLevelError:
         """The error for a random term whose new data hold unseen levels, with the ways to go on."""
         term, levels = self.term(name), self.unseen[name]
-        first = self.describe_row(int((term.index < 0).to(torch.int8).argmax()))
+        new = (term.index < 0).reshape(len(term.index), -1).any(1)
+        first = self.describe_row(int(new.to(torch.int8).argmax()))
         return UnseenLevelError(
             f"grouping factor {term.group!r}: {plural(len(levels), 'level')} the fit has never seen: "
             f"{some(levels)}, first "
@@ -377,7 +393,7 @@ def _with_terms(parts: dict[str, Any]) -> dict[str, Any]:
     """Arrays to tensors; random terms to `RandomTerm`."""
     out = dict(parts)
     out["terms"] = tuple(
-        RandomTerm(**{**term, "index": _tensor(term["index"]), "design": _tensor(term["design"])})
+        RandomTerm(**{**term, **{key: _tensor(term[key]) for key in ("index", "design", "weight")}})
         for term in parts["terms"]
     )
     for name in ("y", "trials", "x", "offset", "precision_weights", "frequency_weights", "missing"):

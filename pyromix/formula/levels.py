@@ -180,16 +180,45 @@ def _plain(level: Any) -> str:
     return str(int(level)) if isinstance(level, float) and level.is_integer() else str(level)
 
 
+Labels = Callable[[tuple[Any, ...]], Any]
+
+
+def joined(parts: tuple[Any, ...]) -> str:
+    """``a:b``, the label of a combination."""
+    return ":".join(map(str, parts))
+
+
+def in_series(parts: tuple[Any, ...]) -> tuple[Any, Any]:
+    """(series, time): the last part is the time."""
+    return (parts[0] if len(parts) == 2 else parts[:-1]), parts[-1]
+
+
+def as_pair(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The combination itself: coordinates, or halves of a pair."""
+    return parts
+
+
 @dataclass(frozen=True)
 class Crossing:
-    """Levels of ``a:b``: the combinations that occur, in the order of their parts."""
+    """Levels of ``a:b``: the combinations that occur, in the order of their parts.
+
+    Attributes
+    ----------
+    codes
+        (n,) of each row.
+    keys
+        Combinations of the parts' codes, by level.
+    levels
+        Labels, made by `label` of the parts' labels where there are several.
+    """
 
     codes: np.ndarray
     keys: np.ndarray
     levels: tuple[Any, ...]
+    label: Labels = joined
 
     @classmethod
-    def of(cls, parts: Sequence[Factor]) -> Crossing:
+    def of(cls, parts: Sequence[Factor], label: Labels = joined) -> Crossing:
         """The combinations observed; a single factor keeps its own levels."""
         if len(parts) == 1:
             return cls(parts[0].codes, np.arange(len(parts[0].levels)), parts[0].levels)
@@ -200,10 +229,20 @@ class Crossing:
         for size in reversed(sizes):
             rest, digit = np.divmod(rest, size)
             digits.append(digit)
-        names = [np.array([str(level) for level in part.levels], dtype=object) for part in parts]
-        columns = [name[digit] for name, digit in zip(names, reversed(digits), strict=True)]
-        labels = [":".join(combination) for combination in zip(*columns, strict=True)]
-        return cls(codes.astype(np.int64, copy=False), keys, tuple(labels))
+        columns = [[part.levels[k] for k in digit] for part, digit in zip(parts, reversed(digits), strict=True)]
+        labels = tuple(label(combination) for combination in zip(*columns, strict=True))
+        return cls(codes.astype(np.int64, copy=False), keys, labels, label)
+
+    def unseen(self, factors: Sequence[Factor], mask: np.ndarray) -> tuple[tuple[Any, ...], np.ndarray]:
+        """Distinct labels of the rows where `mask` holds, in the order of the levels, and each such row's label."""
+        at = np.flatnonzero(mask)
+        if len(factors) == 1:
+            codes, which = np.unique(factors[0].codes[at], return_inverse=True)
+            return tuple(factors[0].levels[i] for i in codes), which
+        codes = np.stack([factor.codes[at] for factor in factors], axis=1)
+        codes, which = np.unique(codes, axis=0, return_inverse=True)
+        labels = tuple(self.label(tuple(f.levels[i] for f, i in zip(factors, row, strict=True))) for row in codes)
+        return labels, which.reshape(-1)
 
     def recode(self, parts: Sequence[Factor]) -> tuple[np.ndarray, np.ndarray]:
         """Codes of new rows, and where a combination is new; parts are coded into the same levels as here."""
@@ -215,6 +254,49 @@ class Crossing:
         at = np.minimum(at, len(self.keys) - 1)
         unseen = unseen | (self.keys[at] != combined)
         return np.where(unseen, -1, at).astype(np.int64), unseen
+
+
+@dataclass(frozen=True)
+class Members:
+    """Levels of ``mm(a, b)``: those of all columns together, of which a row has one a column.
+
+    Attributes
+    ----------
+    codes
+        (n, columns).
+    """
+
+    codes: np.ndarray
+    levels: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Factor]) -> Members:
+        """Labels of all columns, sorted, or in the order in which they appear where labels are of several kinds."""
+        labels = dict.fromkeys(level for part in parts for level in part.levels)
+        if len({_kind(label) for label in labels}) > 1:
+            raise DataError("mm(...): its columns hold labels of different types; convert them to one type.")
+        levels = tuple(sorted(labels))
+        known = {level: k for k, level in enumerate(levels)}
+        columns = [np.array([known[level] for level in part.levels], dtype=np.int64)[part.codes] for part in parts]
+        return cls(np.stack(columns, axis=1), levels)
+
+    def recode(self, parts: Sequence[Factor]) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of new rows, and where a label is new."""
+        known = {level: k for k, level in enumerate(self.levels)}
+        columns = [
+            np.array([known.get(level, -1) for level in (*part.levels, None)], dtype=np.int64)[part.codes]
+            for part in parts
+        ]
+        codes = np.stack(columns, axis=1)
+        return codes, codes < 0
+
+    def unseen(self, factors: Sequence[Factor], mask: np.ndarray) -> tuple[tuple[Any, ...], np.ndarray]:
+        """Distinct labels where `mask` (n, columns) holds, and the label there."""
+        rows, columns = np.nonzero(mask)
+        found = [factors[j].levels[factors[j].codes[i]] for i, j in zip(rows, columns, strict=True)]
+        labels = tuple(sorted(set(found)))
+        at = {label: k for k, label in enumerate(labels)}
+        return labels, np.array([at[label] for label in found], dtype=np.int64)
 
 
 def _combine(parts: Sequence[Factor], sizes: Sequence[int]) -> np.ndarray:

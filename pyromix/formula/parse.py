@@ -11,20 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pyromix.errors import FormulaError
+from pyromix.formula.structures import (
+    BY_NAME,
+    KNOWN,
+    PLACED,
+    STRUCTURES,
+    TERMWISE,
+    Value,
+    arguments_of,
+    is_keyword,
+)
 from pyromix.formula.tokens import Token, enclosed, fail, name_columns, render, split, tokenize
 from pyromix.formula.whitelist import CONTRASTS, FUNCTIONS, Checker, Usage
-
-TERMWISE = (
-    "us",
-    "diag",
-    "cs",
-    "homcs",
-    "toep",
-    "homtoep",
-)  # of the terms of a level: with one term they all say the same
-LEVELWISE = ("ar1", "ou", "rw")  # of the levels themselves, which are times
-STRUCTURES = TERMWISE + LEVELWISE
-KNOWN = "Structures: " + ", ".join(f"{name}(...)" for name in STRUCTURES)
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,31 @@ class Bar:
         Columns whose combinations are the levels: ``("a",)``, or ``("a", "b")`` for ``a:b``.
     structure
         ``"us"`` (unstructured, the default), ``"diag"`` (uncorrelated), ``"cs"``, ``"homcs"``, ``"toep"``,
-        ``"homtoep"`` (one correlation, or one a distance, with an SD a term or one for all), ``"ar1"``, ``"ou"``
-        or ``"rw"`` (levels are times).
+        ``"homtoep"`` (one correlation, or one a distance, with an SD a term or one for all), ``"ar1"``, ``"ou"``,
+        ``"rw"``, ``"arma"`` (levels are times), ``"gp"``, ``"spde"`` (levels are places), ``"besag"``, ``"bym2"``
+        (areas), ``"propto"``, ``"ped"`` (relatives), ``"kron"`` (pairs).
+    arguments
+        What the structure was given, by name: numbers, and names of things that are handed over beside the formula.
+    members
+        For ``mm(a, b)``: whether a row belongs to the levels of all columns at once, with weights.
+    weights
+        Expressions of the weights of ``mm``, by column; equal ones if empty.
+    normalised
+        Whether the weights of a row are divided by their sum.
     """
 
     terms: str
     group: tuple[str, ...]
     structure: str = "us"
+    arguments: tuple[tuple[str, Value], ...] = ()
+    members: bool = False
+    weights: tuple[str, ...] = ()
+    normalised: bool = True
+
+    @property
+    def name(self) -> str:
+        """The grouping factor: ``a``, ``a:b`` or ``mm(a, b)``."""
+        return f"mm({', '.join(self.group)})" if self.members else ":".join(self.group)
 
 
 def structure_of(structure: str, terms: int) -> str:
@@ -86,7 +102,7 @@ class Formula:
     @property
     def effects(self) -> tuple[str, ...]:
         """Name of each bar's effect: its grouping factor, with ``.1``, ``.2`` for further bars on the same one."""
-        groups = [":".join(bar.group) for bar in self.bars]
+        groups = [bar.name for bar in self.bars]
         counts = [groups[:k].count(group) for k, group in enumerate(groups)]
         return tuple(f"{group}.{count}" if count else group for group, count in zip(groups, counts, strict=True))
 
@@ -235,6 +251,8 @@ class _Reader:
                 self._random(sign, term)
             elif _called(term) == "offset":
                 self._offset(sign, term)
+            elif _called(term) in PLACED:
+                self._placed(sign, term)
             else:
                 self.usage["fixed"].merge(self.checker.terms(term))
                 self.fixed.append((sign, render(term)))
@@ -264,7 +282,7 @@ class _Reader:
         if name is not None:
             self._wrapped(name, term, inner, pieces)
         elif len(pieces) > 1:
-            self._bar(pieces, "us")
+            self._bar(pieces, "us", ())
         else:
             self.right_hand_side(inner)
 
@@ -273,8 +291,12 @@ class _Reader:
             raise FormulaError(
                 f"formula: token {term[0].where}: {name}(...) cannot hold a random term. {KNOWN}; (1 | g) gives "
                 "independent, identically distributed intercepts. For any other structure write (1 | g) and hand it "
-                "over: covariances={'g': pyromix.Kinship(...)}"
+                "over: covariances={'g': ...}"
             )
+        first, *rest = split(inner, ",")
+        inner = first[1]
+        arguments = arguments_of(name, term[0], rest)
+        pieces = split(inner, "|", "||")
         while len(pieces) == 1 and enclosed(inner):
             inner = inner[1:-1]
             pieces = split(inner, "|", "||")
@@ -282,9 +304,25 @@ class _Reader:
             raise fail(term[0], f"{name}(...) takes exactly one random term, as in {name}(1 + x | g)")
         if pieces[1][0].text == "||":
             raise fail(pieces[1][0], f"'||' inside {name}(...); write diag(x | g), or (x || g) without a wrapper")
-        self._bar(pieces, name)
+        self._bar(pieces, name, arguments)
 
-    def _bar(self, pieces: list, structure: str) -> None:
+    def _placed(self, sign: str, term: list[Token]) -> None:
+        """``gp(x, y)``: columns are places, or a column is areas; ``besag(g, graph)``."""
+        name = term[0].text
+        if sign == "-":
+            raise fail(term[0], "a random term cannot be subtracted")
+        parts = split(term[2:-1], ",")
+        count = len(parts) if name in BY_NAME else 1
+        columns = [part for _, part in parts[:count] if not is_keyword(part)]
+        for part in columns:
+            if len(part) != 1 or part[0].kind != "name":
+                raise fail(part[0] if part else term[0], f"{name}(...) takes columns; make one of an expression first")
+        if not columns:
+            raise fail(term[0], f"{name}(...) names no column")
+        group = tuple(self.names.get(part[0].text, part[0].text) for part in columns)
+        self._add(term[0], Bar("1", group, name, arguments_of(name, term[0], parts[len(columns) :])))
+
+    def _bar(self, pieces: list, structure: str, arguments: tuple[tuple[str, Value], ...]) -> None:
         bar = pieces[1][0]
         if len(pieces) > 2:
             raise fail(pieces[2][0], "two bars in one random term")
@@ -299,12 +337,53 @@ class _Reader:
         terms = [_join_terms(left)] if bar.text == "|" else _uncorrelated(left)
         if "0" in terms:
             raise fail(bar, "no term is left in the random term once the intercept is removed")
+        members = _called(right) == "mm"
+        if structure == "propto" and len(terms) == 1 and (name := re.fullmatch(r"0 \+ (\w+)", terms[0])):
+            # glmmTMB's propto(0 + id | g, K): levels of id within those of g
+            (group,) = _groups(right, self.names)
+            self._add(bar, Bar("1", (self.names.get(name[1], name[1]), *group), structure, arguments))
+            return
+        if members:
+            group, weights, normalised = self._members(right, structure)
+            for text in terms:
+                self._add(bar, Bar(text, group, structure, arguments, True, weights, normalised))
+            return
         for group in _groups(right, self.names):
             for text in terms:
-                new = Bar(text, group, structure)
-                if any(old.terms == new.terms and old.group == new.group for old in self.bars):
-                    raise fail(bar, f"the random term ({text} | {':'.join(group)}) occurs twice")
-                self.bars.append(new)
+                self._add(bar, Bar(text, group, structure, arguments))
+
+    def _add(self, token: Token, new: Bar) -> None:
+        if any((old.terms, old.name, old.structure) == (new.terms, new.name, new.structure) for old in self.bars):
+            raise fail(token, f"the random term ({new.terms} | {new.name}) occurs twice")
+        self.bars.append(new)
+
+    def _members(self, tokens: list[Token], structure: str) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+        """Columns and weights of ``mm(a, b, weights = cbind(v, w), scale = FALSE)``."""
+        columns, weights, normalised = [], (), True
+        for _, part in split(tokens[2:-1], ","):
+            if not is_keyword(part):
+                if len(part) != 1 or part[0].kind != "name":
+                    raise fail(part[0] if part else tokens[0], "mm(...) takes columns, as in mm(first, second)")
+                columns.append(self.names.get(part[0].text, part[0].text))
+            elif part[0].text == "weights":
+                weights = self._weights(part)
+            elif part[0].text == "scale" and len(part) == 3 and part[2].text in ("True", "False", "TRUE", "FALSE"):
+                normalised = part[2].text in ("True", "TRUE")
+            else:
+                raise fail(part[0], "mm(...) knows weights=cbind(w1, w2) and scale=True or False")
+        if len(columns) < 2:
+            raise fail(tokens[0], "mm(...) takes two or more columns, as in (1 | mm(first, second))")
+        if weights and len(weights) != len(columns):
+            raise fail(tokens[0], f"mm(...): {len(columns)} columns and {len(weights)} weights")
+        return tuple(columns), weights, normalised
+
+    def _weights(self, part: list[Token]) -> tuple[str, ...]:
+        if _called(part[2:]) != "cbind":
+            raise fail(part[0], "weights= takes cbind(w1, w2), an expression for each column")
+        values = [value for _, value in split(part[4:-1], ",")]
+        for value in values:
+            self.usage["offset"].merge(self.checker.value(value, "weights"))
+        return tuple(render(value) for value in values)
 
 
 def _intercept_and_rest(tokens: list[Token]) -> tuple[bool, list[tuple[str, list[Token]]]]:
@@ -364,6 +443,8 @@ def _groups(tokens: list[Token], names: Mapping[str, str]) -> list[tuple[str, ..
                 raise fail(separator or tokens[0], "'/' inside ':' in a grouping factor; write the terms out")
             merged = tuple(dict.fromkeys(merged + inner[0]))
         return [merged]
+    if _called(tokens) == "mm":
+        raise fail(tokens[0], "mm(...) stands alone right of the bar")
     if len(tokens) != 1 or tokens[0].kind != "name":
         odd = next((t for t in tokens if t.kind == "op"), tokens[0])
         reason = "a grouping factor is a column, a:b or a/b"

@@ -11,7 +11,7 @@ import numpy as np
 from pyromix.errors import DataError
 from pyromix.formula import checks
 from pyromix.formula.intake import Columns
-from pyromix.formula.parse import Formula
+from pyromix.formula.parse import Bar, Formula
 from pyromix.formula.rows import Rows, plural
 from pyromix.formula.transforms import evaluate
 
@@ -87,6 +87,32 @@ def total_offset(
             )
         total = np.array(values) if total is None else total + values
     return total
+
+
+def member_weights(
+    bar: Bar, formula: Formula, columns: Columns, functions: Mapping[str, Callable], rows: Rows
+) -> np.ndarray | None:
+    """Weights of ``mm(...)``, (n, columns), summing to one in every row unless they are to stay, or ``None``."""
+    if not bar.members:
+        return None
+    n = len(rows.index)
+    if not bar.weights:
+        return np.full((n, len(bar.group)), 1 / len(bar.group) if bar.normalised else 1.0)
+    parts = []
+    for text in bar.weights:
+        names = [name for name in formula.usage["offset"].columns if re.search(rf"\b{name}\b", text)]
+        parts.append(evaluate(text, columns.numbers(names), functions, "weights"))
+    out = np.stack(parts, axis=1)
+    shown = f"{bar.name}: weights {', '.join(formula.restore(text) for text in bar.weights)}"
+    bad = ~np.isfinite(out).all(1) | (out < 0).any(1)
+    if bad.any():
+        refuse_argument(shown, out, bad, "row of negative or infinite weights", rows)
+    if bar.normalised:
+        total = out.sum(1)
+        if (total == 0).any():
+            refuse_argument(shown, out, total == 0, "row of zero weights", rows)
+        out = out / total[:, None]
+    return out
 
 
 def category_codes(formula: Formula, columns: Columns) -> tuple[dict[str, np.ndarray], dict[str, tuple[Any, ...]]]:

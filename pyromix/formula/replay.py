@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from pyromix.formula import checks
 from pyromix.formula.build import State
 from pyromix.formula.frame import align, read_frame
 from pyromix.formula.intake import Columns, check_missing_option, read_new_columns, refuse_missing
-from pyromix.formula.levels import Factor, match
-from pyromix.formula.parse import structure_of
-from pyromix.formula.pieces import category_codes, read_response, refuse_argument, total_offset
+from pyromix.formula.levels import Crossing, Factor, Members, match
+from pyromix.formula.parse import Bar, structure_of
+from pyromix.formula.pieces import category_codes, member_weights, read_response, refuse_argument, total_offset
 from pyromix.formula.rows import Rows
+from pyromix.formula.structures import ANYWHERE
 
 
 def build_new(state: State, data: Any, *, offset: Any, missing: str, response: bool) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def build_new(state: State, data: Any, *, offset: Any, missing: str, response: b
     data_in = complete.data()
     x = state.fixed.build(data_in, count) if count else np.empty((0, len(state.fixed.columns)))
     checks.finite_matrix(x, state.fixed.columns, "fixed effects", inner)
-    terms, unseen = _new_terms(state, columns, data_in, count, inner, scatter)
+    terms, unseen = _new_terms(state, columns, complete, count, inner, scatter)
     parts: dict[str, Any] = {"y": None, "trials": None}
     if response and count:
         _, y, trials = read_response(formula, complete, state.functions, inner)
@@ -101,50 +102,69 @@ def _new_offset(state: State, frame: pd.DataFrame, offset: Any, rows: Rows) -> n
 
 
 def _new_terms(
-    state: State, columns: Columns, data: Mapping, count: int, inner: Rows, scatter: Callable
+    state: State, columns: Columns, complete: Columns, count: int, inner: Rows, scatter: Callable
 ) -> tuple[list[dict[str, Any]], dict[str, tuple[Any, ...]]]:
-    terms, unseen = [], {}
+    terms: list[dict[str, Any]] = []
+    unseen: dict[str, tuple[Any, ...]] = {}
+    data = complete.data()
     coded: dict[str, Factor] = {}
     for name, column in columns.groups.items():
         known = state.columns.groups[name].factor
         assert known is not None and column.factor is not None
         coded[name] = match(column.factor, known.levels, column.where)
-    for bar, (name, structure, matrix, crossing) in zip(state.formula.bars, state.random, strict=True):
-        index, odd = crossing.recode([coded[part] for part in bar.group])
+    for name, bar, matrix, crossing in state.random:
         gone = np.logical_or.reduce([columns.groups[part].factor.codes < 0 for part in bar.group])  # type: ignore[union-attr]
-        odd = odd & ~gone
-        if odd.any():
-            unseen[name], which = _labels_at([columns.groups[part].factor for part in bar.group], odd)
-            index = index.copy()
-            index[odd] = -1 - which  # one code a label: rows of one new level share its effect
-        # a missing id makes the row NaN through x; its code must not look like an unseen level
-        index = np.where(gone, 0, index)
+        if bar.structure in ANYWHERE or name in state.anywhere:
+            index, levels = _places([columns.groups[part].factor for part in bar.group], crossing, gone)
+        else:
+            index, levels = _codes([coded[part] for part in bar.group], columns, bar, crossing, gone, name, unseen)
         design = None
         if matrix is not None:
             values = matrix.build(data, count) if count else np.empty((0, len(matrix.columns)))
             checks.finite_matrix(values, matrix.columns, f"random effects of {name!r}", inner)
             design = scatter(values)
         names = ("Intercept",) if matrix is None else matrix.columns
+        weight = member_weights(bar, state.formula, complete, state.functions, inner) if count else None
         terms.append(
             {
                 "name": name,
-                "group": ":".join(bar.group),
-                "structure": structure_of(structure, len(names)),
+                "group": bar.name,
+                "structure": structure_of(bar.structure, len(names)),
+                "arguments": dict(bar.arguments),
                 "index": index,
                 "design": design,
-                "levels": crossing.levels,
+                "weight": None if weight is None else scatter(weight),
+                "levels": levels,
                 "terms": names,
             }
         )
     return terms, unseen
 
 
-def _labels_at(factors: Sequence[Any], mask: np.ndarray) -> tuple[tuple[Any, ...], np.ndarray]:
-    """Distinct labels of the rows where ``mask`` holds, in the order of the levels, and each such row's label."""
-    at = np.flatnonzero(mask)
-    if len(factors) == 1:
-        codes, which = np.unique(factors[0].codes[at], return_inverse=True)
-        return tuple(factors[0].levels[i] for i in codes), which
-    codes, which = np.unique(np.stack([factor.codes[at] for factor in factors], axis=1), axis=0, return_inverse=True)
-    labels = tuple(":".join(str(f.levels[i]) for f, i in zip(factors, row, strict=True)) for row in codes)
-    return labels, which.reshape(-1)
+def _codes(
+    coded: Sequence[Factor],
+    columns: Columns,
+    bar: Bar,
+    crossing: Crossing | Members,
+    gone: np.ndarray,
+    name: str,
+    unseen: dict[str, tuple[Any, ...]],
+) -> tuple[np.ndarray, tuple[Any, ...]]:
+    """Codes into the fit's levels, -1, -2, ... for labels it has never seen, which are noted."""
+    factors: Any = [columns.groups[part].factor for part in bar.group]
+    # a label of one column of mm(...) may be known from another
+    index, odd = crossing.recode(factors if bar.members else coded)
+    missing = gone if odd.ndim == 1 else gone[:, None]
+    odd = odd & ~missing
+    if odd.any():
+        unseen[name], which = crossing.unseen(factors, odd)
+        index = index.copy()
+        index[odd] = -1 - which  # one code a label: rows of one new level share its effect
+    # a missing id makes the row NaN through x; its code must not look like an unseen level
+    return np.where(missing, 0, index), crossing.levels
+
+
+def _places(factors: Any, crossing: Any, gone: np.ndarray) -> tuple[np.ndarray, tuple[Any, ...]]:
+    """Levels of a structure that takes any place: those of the new rows themselves."""
+    found = Crossing.of([Factor(np.where(gone, 0, f.codes), f.levels) for f in factors], crossing.label)
+    return found.codes, found.levels

@@ -14,7 +14,7 @@ from pyromix.linalg.known import KnownOperator
 from pyromix.running import Record, Site
 
 # Above this many entries the dense covariance of an unstructured array is not formed just to read its diagonal.
-MAX_DENSE = 4000
+MAX_DENSE = 2000  # as of `pyromix.linalg.operators.DENSE`
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,13 @@ def dimension_labels(record: Record) -> dict[str, tuple[tuple[str, ...], ...]]:
     return labels
 
 
+def label_text(label: Any) -> str:
+    """A label as text: ``a:b`` for a level that is a pair, or a place."""
+    return ":".join(map(label_text, label)) if isinstance(label, tuple) else str(label)
+
+
 def _text(labels: Iterable[Any]) -> tuple[str, ...]:
-    return tuple(map(str, labels))
+    return tuple(map(label_text, labels))
 
 
 def owner(record: Record, name: str) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 
 from pyromix.errors import ConfigError, UnseenLevelError, UnsupportedError
+from pyromix.results.declared import label_text
 from pyromix.results.new_levels import law, law_of_functions
 from pyromix.running import Record, Site, run
 from pyromix.sites import Latent, Spread, annotate, annotation
@@ -319,7 +320,7 @@ def row_labels(index: Any, n: int) -> np.ndarray:
 
 def tidy_labels(labels: Any) -> np.ndarray:
     """Labels as an array of numbers or of strings; a mixture becomes strings."""
-    values = list(labels)
+    values = [label_text(v) if isinstance(v, tuple) else v for v in labels]
     if all(isinstance(v, bool | np.bool_) for v in values) or not values:
         return np.array([str(v) for v in values])
     if all(isinstance(v, int | np.integer) for v in values):

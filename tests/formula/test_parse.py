@@ -312,10 +312,68 @@ def test_malformed_formulas(text: str, message: str) -> None:
         parse(text)
 
 
-@pytest.mark.parametrize("name", ["arma", "gp", "propto", "spde", "nonsense"])
+@pytest.mark.parametrize("name", ["vm", "nonsense"])
 def test_structures_that_are_handed_over(name: str) -> None:
     with pytest.raises(FormulaError, match=rf"'{name}'.*us\(.*diag\(.*\(1 \| g\).*covariances="):
         parse(f"y ~ {name}(0 + t | g)")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("arma(1 | g:t, p=2, q=1)", Bar("1", ("g", "t"), "arma", (("p", 2), ("q", 1)))),
+        ("arma(1 | t, 2)", Bar("1", ("t",), "arma", (("p", 2),))),
+        ("rw(1 | t, order=2)", Bar("1", ("t",), "rw", (("order", 2),))),
+        ("gp(x, y)", Bar("1", ("x", "y"), "gp")),
+        ("gp(1 + z | x:y, kernel=rbf)", Bar("1 + z", ("x", "y"), "gp", (("kernel", "rbf"),))),
+        ("gp(x, kernel='my kernel')", Bar("1", ("x",), "gp", (("kernel", "my kernel"),))),
+        ("spde(x, y, mesh=M, alpha=2)", Bar("1", ("x", "y"), "spde", (("mesh", "M"), ("alpha", 2)))),
+        ("spde(z | x:y, M)", Bar("1 + z", ("x", "y"), "spde", (("mesh", "M"),))),
+        ("besag(area, G)", Bar("1", ("area",), "besag", (("graph", "G"),))),
+        ("bym2(1 | area, graph=G)", Bar("1", ("area",), "bym2", (("graph", "G"),))),
+        ("propto(1 | id, K)", Bar("1", ("id",), "propto", (("K", "K"),))),
+        ("propto(1 + x | id, K)", Bar("1 + x", ("id",), "propto", (("K", "K"),))),
+        ("propto(0 + id | g, K)", Bar("1", ("id", "g"), "propto", (("K", "K"),))),
+        ("ped(1 | id, P)", Bar("1", ("id",), "ped", (("pedigree", "P"),))),
+        ("kron(1 | a:b, us, K)", Bar("1", ("a", "b"), "kron", (("first", "us"), ("second", "K")))),
+        ("(1 | mm(a, b))", Bar("1", ("a", "b"), "us", (), True)),
+        ("(x | mm(a, b, weights = cbind(v, 2 * w)))", Bar("1 + x", ("a", "b"), "us", (), True, ("v", "2 * w"))),
+        ("diag(x | mm(a, b, scale = FALSE))", Bar("1 + x", ("a", "b"), "diag", (), True, (), False)),
+    ],
+)
+def test_wrappers(text: str, expected: Bar) -> None:
+    assert parse(f"y ~ x + {text}").bars == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arma(1 | t, 1, 1, 1)", r"takes p, q beside its term"),
+        ("arma(1 | t, r=1)", r"takes p, q beside its term"),
+        ("arma(1 | t, 1, p=1)", "p is given twice"),
+        ("ar1(1 | t, 2)", r"ar1\(...\) takes a term alone"),
+        ("arma(1 | t, p=1+1)", "takes a number, or the name"),
+        ("propto(1 | id, f(K))", "takes a number, or the name"),
+        ("gp(log(x), y)", "takes columns; make one"),
+        ("gp(kernel=rbf)", "names no column"),
+        ("besag(area, G, 3)", "takes graph beside its term"),
+        ("(1 | mm(a))", "two or more columns"),
+        ("(1 | mm(a, b, weights = cbind(v)))", "2 columns and 1 weights"),
+        ("(1 | mm(a, b, weights = v))", r"takes cbind\(w1, w2\)"),
+        ("(1 | mm(a, b, scale = 3))", "knows weights=cbind"),
+        ("(1 | mm(a, log(b)))", "mm.* takes columns"),
+        ("(1 | c/mm(a, b))", "stands alone right of the bar"),
+        ("(1 | g) + gp(x) + gp(x)", r"\(1 \| x\) occurs twice"),
+    ],
+)
+def test_wrappers_that_cannot_be_read(text: str, message: str) -> None:
+    with pytest.raises(FormulaError, match=message):
+        parse(f"y ~ x + {text}")
+
+
+def test_terms_of_one_factor_with_different_structures() -> None:
+    formula = parse("y ~ (1 | id) + ped(1 | id, P)")
+    assert formula.effects == ("id", "id.1")
 
 
 @pytest.mark.parametrize("name", ["ar1", "ou", "rw"])
