@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from pyromix.backends.training import Training as Training
     from pyromix.covariances import AR1 as AR1
     from pyromix.covariances import ARMA as ARMA
+    from pyromix.covariances import BYM2 as BYM2
     from pyromix.covariances import GP as GP
     from pyromix.covariances import IID as IID
     from pyromix.covariances import OU as OU
     from pyromix.covariances import SPDE as SPDE
+    from pyromix.covariances import Besag as Besag
     from pyromix.covariances import CompoundSymmetry as CompoundSymmetry
     from pyromix.covariances import Diagonal as Diagonal
     from pyromix.covariances import HilbertSpace as HilbertSpace
@@ -98,6 +100,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "OU",
         "SPDE",
         "AR1",
+        "BYM2",
+        "Besag",
         "GP",
         "IID",
         "Diagonal",

@@ -28,7 +28,7 @@ from pyromix.marginal.plan import Plan
 from pyromix.potential import Potential
 from pyromix.results.draws import over_draws
 from pyromix.results.estimate import Draws
-from pyromix.running import Program, run
+from pyromix.running import Program, Record, run
 
 log = logging.getLogger(__name__)
 MANY = 100  # hyper-parameters (weights of a network) whose marginal posterior is not searched first
@@ -166,18 +166,37 @@ def joint_target(
     progress: bool,
 ) -> JointTarget:
     """The posterior of all sites, in coordinates from a quick mode where there is one."""
-    latents = tuple(run(program, args, hypers="moderate", seed=0).latents)
+    record = run(program, args, hypers="moderate", seed=0)
+    latents = tuple(record.latents)
+    flat = _without_density(record)
+    if flat and parametrisation == "centered":
+        raise UnsupportedError(
+            f"NUTS(parametrisation='centered'): the covariance of {', '.join(flat)} is singular, so its effects have "
+            "no density of their own; take 'auto' or 'noncentered'."
+        )
     if plan is not None and plan.latents and plan.affine:
         try:
-            return _nested(program, args, plan, parametrisation, evaluations, progress)
+            return _nested(program, args, plan, parametrisation, flat, evaluations, progress)
         except (NumericalError, UnsupportedError) as error:
             log.info("no mode of the marginal posterior to start from: %s", error)
     potential = Potential(program, args, () if parametrisation == "centered" else latents)
     return JointTarget(potential, lambda density: plain_coordinates(potential, density), evaluations)
 
 
+def _without_density(record: Record) -> frozenset[str]:
+    """Effects whose covariance is singular, as of areas that sum to zero: they are sampled through its square root."""
+    logdets = {name: site.fn.operator.logdet_factor() for name, site in record.latents.items()}
+    return frozenset(name for name, logdet in logdets.items() if bool((logdet == -torch.inf).any()))
+
+
 def _nested(
-    program: Program, args: tuple[Any, ...], plan: Plan, parametrisation: str, evaluations: int, progress: bool
+    program: Program,
+    args: tuple[Any, ...],
+    plan: Plan,
+    parametrisation: str,
+    flat: frozenset[str],
+    evaluations: int,
+    progress: bool,
 ) -> JointTarget:
     posterior = HyperPosterior(default_marginal(program, args, plan), program, args, plan, None)
     if posterior.size > MANY:
@@ -187,7 +206,7 @@ def _nested(
         raise NumericalError("the marginal posterior is flat at its mode")
     share = informed(posterior, mode)
     rich = {"auto": RICH, "centered": np.inf, "noncentered": -np.inf}[parametrisation]
-    potential = Potential(program, args, [name for name in plan.latents if share[name] >= rich])
+    potential = Potential(program, args, [name for name in plan.latents if share[name] >= rich or name in flat])
     coordinates = nested_coordinates(potential, posterior, mode)
     target = JointTarget(potential, lambda density: coordinates, evaluations)
     target.tune = 400

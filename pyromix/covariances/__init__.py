@@ -8,6 +8,8 @@ from typing import Any
 from pyromix.covariances.ar1 import AR1
 from pyromix.covariances.arma import ARMA
 from pyromix.covariances.base import Coords, Covariance
+from pyromix.covariances.besag import Besag
+from pyromix.covariances.bym2 import BYM2
 from pyromix.covariances.compound_symmetry import CompoundSymmetry
 from pyromix.covariances.diagonal import Diagonal
 from pyromix.covariances.gp import GP
@@ -28,10 +30,12 @@ from pyromix.parameters import build, class_named
 __all__ = [
     "AR1",
     "ARMA",
+    "BYM2",
     "GP",
     "IID",
     "OU",
     "SPDE",
+    "Besag",
     "CompoundSymmetry",
     "Coords",
     "Covariance",
@@ -52,7 +56,7 @@ __all__ = [
 _CLASSES: dict[str, type[Covariance]] = {
     cls.__name__: cls
     for cls in (
-        *(IID, Diagonal, Unstructured, Kinship, GP, SPDE, Kronecker),
+        *(IID, Diagonal, Unstructured, Kinship, GP, SPDE, Besag, BYM2, Kronecker),
         *(AR1, OU, CompoundSymmetry, Toeplitz, RandomWalk, ARMA),
     )
 }

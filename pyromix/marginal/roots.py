@@ -133,11 +133,18 @@ def root_of_correlated(bound: BoundCorrelated, record: Record, spherical: Collec
     layout, point = bound.layout, bound.point(record)
     if layout.size > MAX_BORDER:
         return None
-    spread = layout.spread(point.problem.priors, point.factor.sample(np.eye(layout.size)))
+    noise = point.factor.sample(np.eye(layout.size))
+    spread = layout.spread(point.problem.priors, noise)
     rows = []
-    for name, prior, x in zip(bound.plan.latents, point.problem.priors, layout.split(spread), strict=True):
+    both = zip(bound.plan.latents, point.problem.priors, layout.split(spread), layout.split(noise), strict=True)
+    for name, prior, x, v in both:
+        operator = record.latents[name].fn.operator
+        if name in spherical and bool(operator.logdet_factor() == -torch.inf):
+            # its white noise is v itself, of which u does not show the part that the covariance leaves out
+            rows.append(v.reshape(-1, layout.size))
+            continue
         u = torch.from_numpy(np.einsum("ab,gbm->mga", prior.tril, x))
-        at = record.latents[name].fn.operator.solve_factor(u) if name in spherical else u
+        at = operator.solve_factor(u) if name in spherical else u
         rows.append(at.reshape(layout.size, -1).T.numpy())
     return DenseRoot(np.concatenate(rows))
 

@@ -14,6 +14,7 @@ from pyromix.testing import CovarianceSuite, without_suite
 from tests.covariances import (
     test_ar1,
     test_arma,
+    test_besag,
     test_compound_symmetry,
     test_gp,
     test_kinship,
@@ -118,6 +119,8 @@ SUITES = (
     test_kinship.TestKinship,
     test_gp.TestGP,
     test_spde.TestSPDE,
+    test_besag.TestBesag,
+    test_besag.TestBYM2,
     test_kronecker.TestKronecker,
 )
 
