@@ -45,7 +45,8 @@ class Front:
     own
         How many of its border are the parent's own vertices.
     inner, outer
-        Positions of the border in the parent: among its own vertices (own,), in its border (b - own,).
+        Positions of the border in the parent: among its own vertices (own, 1), in its border (b - own, 1). Columns,
+        so that they and their transposes index blocks.
     """
 
     start: int
@@ -118,14 +119,14 @@ class Fronts:
 
     def _plan(self, parent: np.ndarray, borders: list[np.ndarray]) -> None:
         self.fronts: list[Front] = []
-        offset, none = 0, np.empty(0, dtype=np.int64)
+        offset, none = 0, np.empty((0, 1), dtype=np.int64)
         for s, border in enumerate(borders):
             start, k, up = int(self._starts[s]), int(self._starts[s + 1] - self._starts[s]), int(parent[s])
             own, inner, outer = 0, none, none
             if len(border):
                 own = int(np.searchsorted(border, self._starts[up + 1]))
-                inner = border[:own] - self._starts[up]
-                outer = np.searchsorted(borders[up], border[own:])
+                inner = border[:own, None] - self._starts[up]
+                outer = np.searchsorted(borders[up], border[own:])[:, None]
             else:
                 up = -1
             self.fronts.append(Front(start, k, border, offset, up, own, inner, outer))
@@ -221,15 +222,15 @@ class Panels:
     def _pass_up(self, front: Front, rest: np.ndarray, waiting: dict[int, np.ndarray]) -> None:
         parent, own = self.fronts.fronts[front.parent], front.own
         a11, a21 = _panel(self.data, parent)
-        a11[np.ix_(front.inner, front.inner)] += rest[:own, :own]
+        a11[front.inner, front.inner.T] += rest[:own, :own]
         if own == len(rest):
             return
-        a21[np.ix_(front.outer, front.inner)] += rest[own:, :own]
+        a21[front.outer, front.inner.T] += rest[own:, :own]
         held = waiting.get(front.parent)
         if held is None:
             b = len(parent.border)
             held = waiting[front.parent] = np.zeros((b, b))
-        held[np.ix_(front.outer, front.outer)] += rest[own:, own:]
+        held[front.outer, front.outer.T] += rest[own:, own:]
 
     def inverse(self) -> np.ndarray:
         """Entries of the inverse, laid out as the panels are."""
@@ -261,11 +262,11 @@ class Panels:
         parent, own, b = self.fronts.fronts[front.parent], front.own, len(front.border)
         p11, p21 = _panel(out, parent)
         z = np.empty((b, b))
-        z[:own, :own] = p11[np.ix_(front.inner, front.inner)]
+        z[:own, :own] = p11[front.inner, front.inner.T]
         if own < b:
-            z[own:, :own] = p21[np.ix_(front.outer, front.inner)]
+            z[own:, :own] = p21[front.outer, front.inner.T]
             z[:own, own:] = z[own:, :own].T
-            z[own:, own:] = kept[front.parent][np.ix_(front.outer, front.outer)]
+            z[own:, own:] = kept[front.parent][front.outer, front.outer.T]
         left[front.parent] -= 1
         if not left[front.parent]:
             kept.pop(front.parent, None)
