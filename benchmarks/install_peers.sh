@@ -33,6 +33,7 @@ if [ "$what" != posteriors ]; then
     apt_install r-base-core r-cran-lme4 r-cran-glmmtmb r-cran-jsonlite
     r_versions lme4 glmmTMB
     environment .peers "gpboost==1.8.0"
+    environment .peers-kinship "glimix-core==3.1.14"
 fi
 if [ "$what" != points ]; then
     apt_install r-base-core r-cran-rstanarm r-cran-jsonlite

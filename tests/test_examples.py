@@ -104,3 +104,16 @@ def test_every_backend_is_compared(tmp_path: Path) -> None:
         difference = fit.fixed_effects()["estimate"] - reference["estimate"]
         assert (difference.abs() < 0.5 * reference["se"]).all()
     assert len(list(tmp_path.glob("*.nc"))) == 6
+
+
+def test_heritability_of_wheat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Against R's variances (tests/reference/kinship), K of which is half of that here; two folds in place of ten."""
+    example = load("heritability")
+    data, kinship = example.load()
+    monkeypatch.setattr(example, "load", lambda: (data.assign(set=data["set"] % 2), kinship))
+    shares = example.main(["--out", str(tmp_path / "h2.png")])
+    expected = [v / (v + residual) for v, residual in ((1.205931 / 2, 0.540999), (1.070054 / 2, 0.565104))]
+    assert shares["estimate"].tolist() == pytest.approx(expected, abs=1e-3)
+    assert (shares["lower"] < shares["estimate"]).all() and (shares["estimate"] < shares["upper"]).all()
+    assert 0.4 < float(re.findall(r"their yield (\d\.\d+)", capsys.readouterr().out)[0]) < 0.6
+    assert (tmp_path / "h2.png").stat().st_size > 10_000

@@ -22,6 +22,7 @@ from pyromix.errors import (
     UnsupportedError,
 )
 from pyromix.marginal import GaussHermite
+from pyromix.marginal.correlated import BoundCorrelated
 from pyromix.marginal.laplace import BoundLaplace
 from pyromix.marginal.plan import data_of
 from pyromix.results.estimate import HealthRecord
@@ -38,11 +39,14 @@ SEPARATED = 10.0
 DOUBTFUL = 0.1
 ALARMING = 0.5
 CHECK_ROWS = 20_000
+SMALL_RESIDUAL = 1e-2  # of the response's SD: above this rounding cannot matter
+ROUNDING = 1e-4  # log-likelihood; the estimate may be a tenth of the error
 
 _WARNINGS: dict[str, type[PyromixWarning]] = {
     "gradient": ConvergenceWarning,
     "hessian": ConvergenceWarning,
     "residual": ConvergenceWarning,
+    "precision": ApproximationWarning,
     "singular": SingularFitWarning,
     "separation": SeparationWarning,
     "laplace": ApproximationWarning,
@@ -57,6 +61,7 @@ def findings(
         *_convergence(optimum),
         *_boundary(search, point),
         *_residual(search, record),
+        *_precision(search, record),
         *_separation(search, point, record),
         *_laplace(search, record, log_likelihood),
     ]
@@ -163,6 +168,26 @@ def _residual(search: Search, record: Record) -> list[HealthRecord]:
         "The residual is at its lower bound: the response is an exact function of the predictors; estimates are finite."
     )
     return [HealthRecord("residual", "warn", float(sd.max()), 1e-7 * size, name, remedy)]
+
+
+def _precision(search: Search, record: Record) -> list[HealthRecord]:
+    """Beside a tiny residual the system of correlated effects is so ill-conditioned that digits are lost."""
+    role, bound = data_of(record), search.bound
+    sd = role.family.gaussian_sd(**role.dispersion)
+    if sd is None or not isinstance(bound, BoundCorrelated) or bound.rows is not None:
+        return []
+    if float(sd.min()) > SMALL_RESIDUAL * float(search.plan.obs.std()):
+        return []
+    rounding = 0.5 * bound.point(record).factor.rounding
+    if rounding <= ROUNDING:
+        return []
+    remedy = (
+        "The residual is so small beside the effects that rounding moves the log-likelihood by about this much; "
+        "standard errors may be off. Fix sigma at a larger value, or leave the smallest effect to the residual."
+    )
+    return [
+        HealthRecord("precision", "warn", float(f"{rounding:.2g}"), ROUNDING, f"{search.plan.response}.sigma", remedy)
+    ]
 
 
 def _separation(search: Search, point: Mapping[str, torch.Tensor], record: Record) -> list[HealthRecord]:

@@ -16,7 +16,7 @@ from pyromix.backends.centre import centre_outputs
 from pyromix.backends.chart import FactorEntry, natural_chart
 from pyromix.backends.checkpoint import Checkpoint, identity
 from pyromix.backends.journal import Journal
-from pyromix.backends.point import LazyState, PointCovariance, point_sampler
+from pyromix.backends.point import LazySpread, LazyState, PointCovariance, point_sampler
 from pyromix.backends.quasi_newton import Objective, Optimum, make_chart, maximise, polish
 from pyromix.backends.scales import factor_entries, hyper_scales
 from pyromix.backends.training import Trained, Training, evaluating, modules_of, train
@@ -331,7 +331,7 @@ class Search:
             inference=f"{self.backend.criterion.upper()}, {self.marginal.label}",
             point={name: point[name] for name in self.base.hypers},
             latents=conditional.mode,
-            latent_sd=conditional.shown_sd(record),
+            latent_sd=LazySpread(conditional.mode, lambda: conditional.shown_sd(record)),
             covariance=covariance,
             draw=point_sampler(self.program, self.args, self.bound, point, covariance, tuple(self.out)),
             log_likelihood=log_likelihood,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -203,3 +203,23 @@ class LazyState(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return 1
+
+
+class LazySpread(Mapping[str, torch.Tensor]):
+    """Conditional SDs of the random effects, computed when first asked for."""
+
+    def __init__(self, names: Iterable[str], compute: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        self._names, self._compute = tuple(names), compute
+
+    @cached_property
+    def _found(self) -> Mapping[str, torch.Tensor]:
+        return self._compute()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -212,6 +212,7 @@ class CorrelatedFactor:
         self.layout, self.gram, self.priors = layout, gram, priors
         self.held: AbstractComplement
         if layout.plan is not None:
+            self._diagonal = (gram + prior)[layout.diagonal]
             self.held = layout.plan.factor(gram + prior)
         else:
             rows, cols = layout.lower
@@ -223,6 +224,7 @@ class CorrelatedFactor:
                 matrix[rows, cols] = gram
                 matrix[cols, rows] = gram
             matrix[rows, cols] += prior
+            self._diagonal = matrix.diagonal().copy()
             self.held = DenseComplement(np.ascontiguousarray(matrix))
         self.logdet = self.held.logdet
 
@@ -246,6 +248,12 @@ class CorrelatedFactor:
         if not self.layout.size:
             return np.empty(0)
         return self.held.inverse_at(*self.layout.lower)
+
+    @property
+    def rounding(self) -> float:
+        """Size of the error of `logdet` by the rounding of H: each entry is known to one part in 1e16."""
+        inverse = self.inverse()[self.layout.diagonal]
+        return float(np.finfo(float).eps * (self._diagonal @ inverse))
 
     def spread_inverse(self) -> np.ndarray:
         """Entries of ``G H^-1 G^T`` there: the covariance of ``G v``."""

@@ -51,9 +51,10 @@ def known_covariance(program: Program, args: tuple[Any, ...], plan: Plan) -> Kno
         values = {name: site.value.detach().clone().requires_grad_(True) for name, site in record.hypers.items()}
         record = run(program, args, values)
         sd = data_of(record).family.gaussian_sd(**data_of(record).dispersion)
-        if sd is None or sd.numel() != 1:
+        site = record.latents[plan.latents[0]]
+        if sd is None or sd.numel() != 1 or site.role.spread is not None:
             return None
-        found.append(_covariance(record.latents[plan.latents[0]].fn.operator))
+        found.append(_covariance(site.fn.operator))
     first, second = found
     if first is None or second is None:
         return None
