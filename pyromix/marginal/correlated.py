@@ -259,15 +259,19 @@ class BoundCorrelated(BoundMarginal):
             return {}
         point, effects = self.point(record), self.layout.effects
         back = np.linalg.inv(self.x_root)
-        unit = np.zeros((self.layout.size, self.layout.width))
-        unit[effects:] = np.eye(self.layout.width)
-        estimate, covariance = back @ point.v[effects:], back @ point.factor.solve(unit)[effects:] @ back.T
+        estimate, covariance = back @ point.v[effects:], back @ self._integrated(point)[effects:] @ back.T
         out, at = {}, 0
         for name in self.out:
             part = slice(at, at + self.plan.linear[name].shape[1])
             at = part.stop
             out[name] = (torch.from_numpy(estimate[part].copy()), torch.from_numpy(covariance[part, part].copy()))
         return out
+
+    def _integrated(self, point: Point) -> np.ndarray:
+        """Columns of ``H^-1`` that belong to the coefficients integrated over, (size, p)."""
+        unit = np.zeros((self.layout.size, self.layout.width))
+        unit[self.layout.effects :] = np.eye(self.layout.width)
+        return point.factor.solve(unit)
 
     def _conditional_at(self, point: Point) -> Conditional:
         problem, layout = point.problem, self.layout
@@ -284,10 +288,15 @@ class BoundCorrelated(BoundMarginal):
             return {name: block.diagonal(dim1=1, dim2=2).sqrt() for name, block in blocks().items()}
 
         def draw(n: int, generator: torch.Generator, shifts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            noise = torch.randn((layout.size, n), generator=generator, dtype=torch.float64).numpy()
-            v = point.v[:, None] + point.factor.sample(noise)
+            noise = point.factor.sample(torch.randn((layout.size, n), generator=generator, dtype=torch.float64).numpy())
+            v = point.v[:, None] + noise
             for site, delta in shifts.items():
-                v = v - self._follow(point, site) @ as_numpy(delta).T
+                if site not in self.out:
+                    v = v - self._follow(point, site) @ as_numpy(delta).T
+            if self.out and set(self.out) <= set(shifts):
+                wanted = self.x_root @ np.concatenate([as_numpy(shifts[site]).T for site in self.out])
+                columns = self._integrated(point)  # effects given the coefficients of each draw: regression on them
+                v = v + columns @ np.linalg.solve(columns[layout.effects :], wanted - noise[layout.effects :])
             found = effects(layout.spread(problem.priors, v))
             return {
                 name: torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 0)))
@@ -298,10 +307,8 @@ class BoundCorrelated(BoundMarginal):
         return Conditional(mode, sd, draw, blocks)
 
     def _follow(self, point: Point, site: str) -> np.ndarray:
-        """``H^-1 G^T Z^T W X``, (size, p); nothing for coefficients that are drawn with the effects."""
+        """``H^-1 G^T Z^T W X``, (size, p)."""
         x = point.problem.linear[site]
-        if site in self.out:
-            return np.zeros((self.layout.size, x.shape[1]))
         weighted = point.problem.z.T @ (point.weight[:, None] * x)
         return point.factor.solve(self.layout.gather(point.problem.priors, weighted))
 

@@ -183,8 +183,9 @@ def test_gradients_are_those_of_differences(name: str, coefficients: str) -> Non
             assert float(slope.view(-1)[i]) == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.parametrize("way", ["rotated", "general"])
 @pytest.mark.parametrize("name", ["one row a level", "levels without rows", "repeated rows"])
-def test_draws_have_the_joint_distribution_of_coefficients_and_effects(name: str) -> None:
+def test_draws_have_the_joint_distribution_of_coefficients_and_effects(name: str, way: str) -> None:
     """40,000 draws: five standard errors of every covariance; false alarm below 1e-3 over all entries."""
     case = CASES[name]
     bound, record = bind(case, "integrate")
@@ -192,7 +193,8 @@ def test_draws_have_the_joint_distribution_of_coefficients_and_effects(name: str
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn((40_000, 2), generator=generator, dtype=torch.float64)
     shift = noise @ torch.linalg.cholesky(torch.from_numpy(spread)).T
-    drawn = bound.conditional(record).draw(40_000, generator, {"beta": shift})["g"][..., 0]
+    chosen = bound if way == "rotated" else bound.general()
+    drawn = chosen.conditional(record).draw(40_000, generator, {"beta": shift})["g"][..., 0]
     mean, covariance = case.effects("integrate")
     follow = -(SD**2) * case.k @ case.z.T @ np.linalg.inv(case.v) @ case.x[case.repeat]
     expected = np.block([[covariance, follow @ spread], [spread @ follow.T, spread]])
