@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from pyromix.linalg.block import Arrays, Term
 from pyromix.linalg.sparse import AbstractComplement, ComplementPlan, DenseComplement
 
-DENSE = 1200  # effects up to which the system is factored densely whatever its pattern
+DENSE = 200  # effects up to which the system is factored densely whatever its pattern
 FEW = 8  # entries of a product are computed one by one where they are fewer than a share 1 / FEW of all
 CHUNK = 4_000_000  # entries of a temporary
 Pattern = tuple[np.ndarray, np.ndarray]

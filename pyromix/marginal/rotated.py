@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from pyromix.errors import NumericalError
-from pyromix.linalg.correlated import DENSE
 from pyromix.linalg.known import KnownCovariance, KnownOperator
 from pyromix.linalg.operators import AbstractOperator
 from pyromix.linalg.rotation import Rotation
@@ -34,6 +33,7 @@ from pyromix.marginal.plan import Plan, data_of
 from pyromix.running import Program, Record, run
 
 LOG_2PI = math.log(2 * math.pi)
+DENSE = 1200  # levels up to which a sparse precision is inverted, to be decomposed
 
 
 def known_covariance(program: Program, args: tuple[Any, ...], plan: Plan) -> KnownCovariance | None:
