@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose
 
 import pyromix as pmx
 from pyromix.linalg import known
+from pyromix.marginal import rotated
 from pyromix.marginal.correlated import BoundCorrelated
 from pyromix.marginal.rotated import BoundRotated
 from pyromix.running import run
@@ -265,7 +266,7 @@ def test_other_programs_go_the_general_way(formula: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("structure", "rotated"),
+    ("structure", "is_rotated"),
     [
         (pmx.AR1(rho=0.6), True),
         (pmx.AR1(), False),
@@ -275,7 +276,7 @@ def test_other_programs_go_the_general_way(formula: str) -> None:
     ],
     ids=repr,
 )
-def test_any_structure_that_is_only_scaled_is_rotated(structure: Any, rotated: bool) -> None:
+def test_any_structure_that_is_only_scaled_is_rotated(structure: Any, is_rotated: bool) -> None:
     rng = np.random.default_rng(4)
     effect, index = pmx.RandomEffect("t", structure, tuple(range(9))), torch.from_numpy(rng.integers(0, 9, 30))
     y = torch.from_numpy(rng.normal(size=30))
@@ -284,8 +285,8 @@ def test_any_structure_that_is_only_scaled_is_rotated(structure: Any, rotated: b
         pmx.observe("y", pmx.Gaussian(), effect(index), y)
 
     bound = pmx.Exact().prepare(program, (None,))
-    assert isinstance(bound, BoundRotated if rotated else BoundCorrelated)
-    if rotated:
+    assert isinstance(bound, BoundRotated if is_rotated else BoundCorrelated)
+    if is_rotated:
         record = run(program, (None,), hypers="moderate", seed=2)
         general = bound.general()
         assert float(bound.log_marginal(record)) == pytest.approx(float(general.log_marginal(record)), rel=1e-10)
@@ -302,6 +303,18 @@ def test_a_fit_decomposes_once_and_makes_no_root(monkeypatch: pytest.MonkeyPatch
         fit = model.fit(pmx.MaximumLikelihood(criterion=criterion), progress=False)
         fit.random_effects("id", "sd"), fit.summary(), fit.variance_components(), fit.predict()
     assert calls == [LEVELS]
+
+
+def test_sds_of_the_effects_are_computed_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, made = [], rotated._Effects.variance
+    monkeypatch.setattr(rotated._Effects, "variance", lambda self: calls.append(1) or made(self))
+    data, kinship = frame(3 * LEVELS)
+    fit = pmx.model("y ~ x + (1 | id)", data, covariances={"id": kinship}).fit(progress=False)
+    fit.summary(), fit.predict(), fit.heritability()
+    assert not calls
+    assert (fit.random_effects("id", "sd") > 0).all(axis=None)
+    fit.random_effects("id", "sd")
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("criterion", ["reml", "ml", "map"])
