@@ -6,6 +6,7 @@ guard. Where forking is not to be had (or one core was asked for) the work is do
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -125,6 +126,7 @@ class _Pool:
 def _work(task: Task, connection: Any, parent: int) -> None:
     torch.set_num_threads(1)  # a forked process must not enter the parent's thread pool
     threadpool_limits(1)  # nor may as many BLAS threads as there are cores run in each of as many processes
+    gc.freeze()  # looking through the parent's objects for garbage would copy their memory
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     turn = threading.Lock()  # a sampler reports from a thread of its own, also while the result is being sent
 

@@ -82,7 +82,11 @@ class CompiledModes:
         self._run.restype, self._sample.restype = ctypes.c_int, None
         self._run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_double] + [ctypes.c_void_p] * 5
         self._sample.argtypes = [ctypes.c_void_p] * 4
-        self.rows, self.total, self.factor_size = len(plan.obs), writer.total, writer.factor_size
+        self.total, self.factor_size = writer.total, writer.factor_size
+        self._parts = [
+            (slice(start, start + term.size), (term.levels, term.q))
+            for start, term in zip(writer.offsets, plan.layout.terms, strict=True)
+        ]
 
     def search(
         self,
@@ -135,9 +139,7 @@ class CompiledModes:
 
     def split(self, b: np.ndarray) -> Arrays:
         """Effects by term, (levels, q)."""
-        terms = self.plan.layout.terms
-        parts = np.split(b, np.cumsum([term.size for term in terms])[:-1])
-        return [x.reshape(term.levels, term.q) for x, term in zip(parts, terms, strict=True)]
+        return [b[part].reshape(shape) for part, shape in self._parts]
 
     def conditional(self, found: Found, tril: Arrays, whole: Callable[[], Conditional]) -> Conditional:
         """The effects at a mode that was kept.

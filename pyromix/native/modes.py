@@ -16,6 +16,9 @@ import torch
 from pyromix.native import modes_text as fixed
 from pyromix.native.values import CTYPES
 
+FEW = 2  # rows a level on average, below which sums are made in memory, in the order of the rows
+MANY = 8  # from which a level's rows are worth a vector
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -178,6 +181,7 @@ class Writer:
             fixed.INVERSES,
             *self._maps(),
             *self._row_loops(),
+            self._gathered(),
             self._cross_products(),
             self._assembly(),
             self._inverse_blocks(),
@@ -197,14 +201,17 @@ class Writer:
 
     # -- loops over rows -----------------------------------------------------------------------------------------------
     def _loop(self, body: Sequence[str]) -> str:
-        """A loop over rows n, with the tables it reads as pointers of its own."""
+        """A loop over rows n."""
         text = "\n".join(body)
-        held = [
+        return f"{{ {self._pointers(text)}\nfor (long n = 0; n < N; n++) {{\n{text}\n}} }}"
+
+    def _pointers(self, text: str) -> str:
+        """The tables that a text reads, as pointers of its own."""
+        return "\n".join(
             f"const {CTYPES[x.dtype]} *restrict p_{name} = {name};"
             for name, x in self.held.items()
             if f"p_{name}[" in text
-        ]
-        return "\n".join([*held, f"for (long n = 0; n < N; n++) {{\n{text}\n}}"])
+        )
 
     def _entry(self, slot: Slot, q: int, a: int) -> str:
         """Entry a of a row's design, as a factor."""
@@ -218,10 +225,6 @@ class Writer:
                 index = f"p_{self._name(slot.index)}[n] * {term.q}"
                 found += [(f"{offset + a} + {index}", self._entry(slot, term.q, a)) for a in range(term.q)]
         return found
-
-    def _added(self, target: str, value: str) -> list[str]:
-        """Row n's part of Z^T x."""
-        return [f"{target}[{place}] += {value}{design};" for place, design in self._effects()]
 
     def _blocks(self) -> list[tuple[int, int, int, str, str]]:
         """Pair, row and column in the block, place and design, of all entries of row n in the pairs' blocks."""
@@ -239,31 +242,81 @@ class Writer:
         effects = " + ".join(f"u[{place}]{design}" for place, design in self._effects()) or "0"
         predictor = self._loop([f"out[n] = base[n] + {effects};"])
         variance = " + ".join(f"cross{p}[{place}]{design}" for p, _, _, place, design in self._blocks()) or "0"
-        body = [f"const double h = {variance}, c = -0.5 * h * slope[n];", "spread[n] = h, tilt[n] = c;"]
-        leverage = self._loop([*body, *self._added("g", "c")])
-        body = [f"const double x = {effects}, r = score[n] + tilt[n] - weight[n] * x;", "moved[n] = x, out[n] = r;"]
-        last = self._loop([*body, *self._added("g", "r")])
-        clear = "for (long i = 0; i < TOTAL; i++) g[i] = 0;"
+        leverage = self._loop([f"const double h = {variance};", "spread[n] = h, tilt[n] = -0.5 * h * slope[n];"])
+        body = [f"const double x = {effects};", "moved[n] = x, out[n] = score[n] + tilt[n] - weight[n] * x;"]
         return [
             f"static void predictor(const double *restrict base, double *restrict out) {{\n{predictor}\n}}",
-            f"static void leverage(void) {{\n{clear}\n{leverage}\n}}",
-            f"static void last_rows(double *restrict out) {{\n{clear}\n{last}\n}}",
+            f"static void leverage(void) {{\n{leverage}\n}}",
+            f"static void last_rows(double *restrict out) {{\n{self._loop(body)}\n}}",
         ]
+
+    # -- sums over the rows of a level or pair of levels ---------------------------------------------------------------
+    def _sums(self, index: torch.Tensor, count: int, sums: Sequence[tuple[str, str]]) -> str:
+        """Add sums of row n's values to places of level i; each sum is in a register while its rows are met."""
+        if len(index) < FEW * count:  # nearly every row has a level of its own
+            each = "\n".join(f"{place} += {value};" for place, value in sums)
+            return self._loop([f"const long i = p_{self._name(index)}[n];", each])
+        order = torch.argsort(index, stable=True).to(torch.int32)
+        start = torch.zeros(count + 1, dtype=torch.int32)
+        start[1:] = torch.bincount(index.long(), minlength=count).cumsum(0)
+        sorted_already = bool((order[1:] > order[:-1]).all())
+        row = "k" if sorted_already else f"p_{self._name(order)}[k]"
+        names = [f"r{k}" for k in range(len(sums))]
+        clause = f"\n#pragma omp simd reduction(+: {', '.join(names)})" if len(index) >= MANY * count else ""
+        first, last = (f"p_{self._name(start)}[i{shift}]" for shift in ("", " + 1"))
+        text = "\n".join(
+            [
+                f"double {', '.join(f'{name} = 0' for name in names)};{clause}",
+                f"for (long k = {first}; k < {last}; k++) {{ const long n = {row};",
+                *(f"{name} += {value};" for name, (_, value) in zip(names, sums, strict=True)),
+                "}",
+                *(f"{place} += {name};" for name, (place, _) in zip(names, sums, strict=True)),
+            ]
+        )
+        return f"{{ {self._pointers(text)}\nfor (long i = 0; i < {count}; i++) {{\n{text}\n}} }}"
+
+    def _transposed(self, target: str, value: str) -> list[tuple[Term, Slot, list[tuple[str, str]]]]:
+        """``Z^T x`` as sums by slot."""
+        return [
+            (
+                term,
+                slot,
+                [
+                    (f"{target}[{offset + a} + i * {term.q}]", f"{value}{self._entry(slot, term.q, a)}")
+                    for a in range(term.q)
+                ],
+            )
+            for offset, term in zip(self.offsets, self.pattern.terms, strict=True)
+            for slot in term.slots
+        ]
+
+    def _gathered(self) -> str:
+        """``Z^T x``."""
+        text = [self._sums(slot.index, term.levels, sums) for term, slot, sums in self._transposed("g", "x[n]")]
+        head = "static void gather(const double *restrict x) {\nfor (long i = 0; i < TOTAL; i++) g[i] = 0;"
+        return "\n".join([head, *text, "}"])
 
     def _cross_products(self) -> str:
         """``Z^T s`` and the blocks of ``Z^T W Z``."""
-        body = ["const double x = score[n], w = weight[n];", *self._added("s", "x")]
         before, after = ["for (long i = 0; i < TOTAL; i++) s[i] = 0;"], []
+        sums: dict[int, list[tuple[str, str]]] = {p: [] for p in range(len(self.pattern.pairs))}
         for p, pair in enumerate(self.pattern.pairs):
-            before.append(f"for (long i = 0; i < {pair.count * self._cells(pair)}; i++) cross{p}[i] = 0;")
-        for p, a, b, place, design in self._blocks():
-            pair, q = self.pattern.pairs[p], self._widths(self.pattern.pairs[p])[1]
-            if not pair.own or b >= a:
-                body.append(f"cross{p}[{place}] += w{design};")
-            else:
-                start = f"cross{p}[i * {q * q} + "
-                after.append(f"for (long i = 0; i < {pair.count}; i++) {start}{a * q + b}] = {start}{b * q + a}];")
-        return "\n".join(["static void cross_products(void) {", *before, self._loop(body), *after, "}"])
+            q_j, q_k = self._widths(pair)
+            before.append(f"for (long i = 0; i < {pair.count * q_j * q_k}; i++) cross{p}[i] = 0;")
+            for a in range(q_j):
+                for b in range(q_k):
+                    place = f"cross{p}[i * {q_j * q_k} + {a * q_k + b}]"
+                    if pair.own and b < a:
+                        mirror = f"cross{p}[i * {q_j * q_k} + {b * q_k + a}]"
+                        after.append(f"for (long i = 0; i < {pair.count}; i++) {place} = {mirror};")
+                    else:
+                        design = self._entry(pair.left, q_j, a) + self._entry(pair.right, q_k, b)
+                        sums[p].append((place, f"weight[n]{design}"))
+        for _, slot, scores in self._transposed("s", "score[n]"):
+            own = next(p for p, pair in enumerate(self.pattern.pairs) if pair.own and pair.left is slot)
+            sums[own] += scores
+        text = [self._sums(pair.rows, pair.count, sums[p]) for p, pair in enumerate(self.pattern.pairs)]
+        return "\n".join(["static void cross_products(void) {", *before, *text, *after, "}"])
 
     # -- loops over levels and pairs of levels -------------------------------------------------------------------------
     def _widths(self, pair: Pair) -> tuple[int, int]:

@@ -392,10 +392,12 @@ int run(const double *base, const double *l, const double *const *disp, double *
   invert();
   inverse_blocks();
   leverage();
+  gather(tilt);
   to_spherical(g, trial);
   solve(trial, d);
   to_effects(d, u);
   last_rows(out);
+  gather(out);
   slopes(b, d_tril);
   SURROGATE
   return 0;
