@@ -117,3 +117,15 @@ def test_heritability_of_wheat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert (shares["lower"] < shares["estimate"]).all() and (shares["estimate"] < shares["upper"]).all()
     assert 0.4 < float(re.findall(r"their yield (\d\.\d+)", capsys.readouterr().out)[0]) < 0.6
     assert (tmp_path / "h2.png").stat().st_size > 10_000
+
+
+def test_a_map_by_a_field_on_a_mesh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against glmmTMB's fit of the Matern covariance of smoothness one itself, without a mesh."""
+    example = load("spatial_field")
+    found = example.main(["--out", str(tmp_path)])
+    assert found["fit"].log_likelihood == pytest.approx(-74.4558, abs=0.5)
+    np.testing.assert_allclose(found["fit"].fixed_effects()["estimate"], [6.98103, -2.56275], atol=0.01)
+    np.testing.assert_allclose(found["fit"].fixed_effects()["se"], [0.11833, 0.22571], rtol=0.02)
+    assert len(found["mean"]) == 3103 and 0.05 < found["sd"].min() < found["sd"].max() < 0.45
+    assert (tmp_path / "zinc.png").stat().st_size > 20_000
+    assert "SD of log zinc on the map" in capsys.readouterr().out

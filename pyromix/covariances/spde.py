@@ -13,9 +13,9 @@ from pyromix.covariances.arguments import double, rate_parameter
 from pyromix.covariances.base import Coords, Covariance
 from pyromix.covariances.between import BetweenLevels
 from pyromix.errors import ConfigError, StructureError
-from pyromix.linalg.fields import FieldPrecision
+from pyromix.linalg.fields import FieldOperator, FieldPrecision
 from pyromix.linalg.meshes import AbstractMesh, read_mesh
-from pyromix.linalg.operators import Precision, PrecisionOperator
+from pyromix.linalg.operators import Precision
 from pyromix.parameters import Argument, Parameter, encode
 
 HIGHEST = 4  # order of the operator; the precision reaches as many neighbours away
@@ -100,8 +100,8 @@ class SPDE(BetweenLevels):
     def parameters(self, coords: Coords) -> tuple[Parameter, ...]:
         return (*self._term_parameters(coords.terms), self._range())
 
-    def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> PrecisionOperator:
-        return PrecisionOperator(self._precision(theta["range"], coords), self._tril(theta, coords))
+    def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> FieldOperator:
+        return FieldOperator(self._precision(theta["range"], coords), self._tril(theta, coords))
 
     def config(self) -> dict[str, Any]:
         return {

@@ -21,7 +21,7 @@ import scipy.sparse as sp
 import torch
 
 from pyromix.linalg.meshes import Elements
-from pyromix.linalg.operators import Precision
+from pyromix.linalg.operators import Precision, PrecisionOperator
 from pyromix.linalg.sparse import ComplementPlan
 
 SPECTRAL = 800  # vertices up to which the determinant comes from the eigenvalues of C^-1 G, found once
@@ -78,6 +78,18 @@ class FieldPrecision:
         if self.spectrum is not None:
             return self.log_mass + (square + self.spectrum).log().sum()
         return _LogDeterminant.apply(self, square)  # type: ignore[no-untyped-call]
+
+
+class FieldOperator(PrecisionOperator):
+    """Effects on the vertices of a mesh, their SD that of a vertex far from the edge."""
+
+    def sds(self) -> torch.Tensor:
+        return self._tril.square().sum(-1).sqrt()
+
+    @property
+    def mean_block(self) -> torch.Tensor:
+        """Covariance of the terms of a vertex, (q, q)."""
+        return self._tril @ self._tril.mT
 
 
 class _LogDeterminant(torch.autograd.Function):

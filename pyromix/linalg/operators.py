@@ -195,8 +195,14 @@ class PrecisionOperator(AbstractOperator):
             return unit
         return unit * torch.cholesky_inverse(self._chol()).diagonal().mean().sqrt()
 
+    def dense(self) -> torch.Tensor:
+        levels = torch.cholesky_inverse(self._chol())
+        return torch.kron(levels.contiguous(), (self._tril @ self._tril.mT).contiguous())
+
     def factor(self, b: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.solve_triangular(self._chol().mT, b, upper=True) @ self._tril.mT
+        side_by_side = b.movedim(-2, 0)  # of a batch as well: torch would copy the factor for each of it
+        solved = torch.linalg.solve_triangular(self._chol().mT, side_by_side.reshape(len(side_by_side), -1), upper=True)
+        return solved.reshape(side_by_side.shape).movedim(0, -2) @ self._tril.mT
 
     def solve_factor(self, u: torch.Tensor) -> torch.Tensor:
         return self._chol().mT @ _solve_terms(self._tril, u)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pyromix.errors import DataError
+from pyromix.linalg.fields import FieldOperator
 from pyromix.linalg.known import KnownOperator
 from pyromix.running import Record, Site
 
@@ -70,7 +71,7 @@ def term_covariance(site: Site) -> torch.Tensor:
         return site.role.spread.mean_covariance(operator.block @ operator.block.mT)
     if operator.block is not None:
         return operator.block @ operator.block.mT
-    if isinstance(operator, KnownOperator):
+    if isinstance(operator, (FieldOperator, KnownOperator)):
         return operator.mean_block
     levels, q = operator.shape
     parts = operator.separable() if levels * q > MAX_DENSE else None

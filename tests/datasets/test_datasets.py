@@ -21,6 +21,8 @@ SIZES = {
     "grouseticks": (403, 7, {"BROOD": 118, "LOCATION": 63, "INDEX": 403, "YEAR": 3}),
     "InstEval": (73421, 7, {"s": 2972, "d": 1128, "dept": 14, "studage": 4, "lectage": 6}),
     "Machines": (54, 3, {"Worker": 6, "Machine": 3}),
+    "meuse": (155, 11, {"ffreq": 3, "soil": 3, "lime": 2}),
+    "meuse_grid": (3103, 5, {"ffreq": 3, "soil": 3}),
     "Oxboys": (234, 4, {"Subject": 26, "Occasion": 9}),
     "Pastes": (60, 4, {"batch": 10, "cask": 3, "sample": 30}),
     "Penicillin": (144, 3, {"plate": 24, "sample": 6}),
