@@ -115,6 +115,32 @@ def test_lines_that_were_left_out_are_predicted() -> None:
     assert np.corrcoef(predicted, data["env1"][held])[0, 1] == pytest.approx(expected["cor_pred_obs"], abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", ["reml", "ml"])
+@pytest.mark.parametrize("residual", ["Rdiag", "Runs"])
+def test_two_traits_of_wheat(residual: str, criterion: str) -> None:
+    """Genetic covariance of two environments, K (x) G; that of the residuals is diagonal, or unstructured.
+
+    The two plots of a line sharing a variance, beside one of their own each, is any matrix with a positive covariance.
+    """
+    data, kinship = wheat()
+    expected = reference(f"kron_wheat_env12_{residual}_{criterion}")
+    long = data.melt(["line"], ["env1", "env2"], "env", "y").assign(plots=lambda d: d["line"])
+    formula = "y ~ 0 + env + (0 + env | line)" + (" + (1 | plots)" if residual == "Runs" else "")
+    structure = pmx.Kinship(kinship.K, terms=pmx.Unstructured())
+    model = pmx.model(formula, long, pmx.Gaussian(variance=pmx.VarIdent("env")), covariances={"line": structure})
+    fit = model.fit(pmx.MaximumLikelihood(criterion=criterion), progress=False)
+    assert fit.log_likelihood == pytest.approx(expected["loglik"], abs=1e-3)
+    root = fit.estimate.point["line.sd"][:, None] * fit.estimate.point["line.corr_cholesky"]
+    np.testing.assert_allclose((root @ root.T).numpy(), expected["G"], rtol=1e-3)
+    ratio = float(fit.estimate.point["y.ratio"][0])
+    own = float(fit.estimate.point["y.sigma"]) ** 2 * np.array([1.0, ratio**2])
+    shared = float(fit.estimate.point["plots.sd"]) ** 2 if residual == "Runs" else 0.0
+    np.testing.assert_allclose(np.diag(own) + shared, expected["R"], rtol=1e-3)
+    effects = fit.random_effects("line").loc[data["line"][:6]]
+    np.testing.assert_allclose(effects, expected["U_first6"], atol=1e-4)
+
+
 @pytest.mark.parametrize("criterion", ["reml", "ml"])
 def test_mice(criterion: str) -> None:
     data, kinship = mice()
