@@ -59,7 +59,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "errors": set(),
     "parameters": {"pyro", "torch"},
     "remembered": {"numpy", "torch"},
-    "linalg": {"cvxopt", "numpy", "scipy", "torch"},
+    "linalg": {"numpy", "scipy", "torch"},
     "covariances": {"numpy", "pyro", "torch"},
     "families": {"numpy", "pyro", "torch"},
     "distributions": {"pyro", "torch"},
