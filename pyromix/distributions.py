@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch.distributions import constraints
@@ -17,16 +19,32 @@ class StructuredNormal(TorchDistribution):
     Parameters
     ----------
     operator
-        The covariance, through its factor (`pyromix.linalg.operators.AbstractOperator`).
+        The covariance, through its factor (`pyromix.linalg.operators.AbstractOperator`), or a function that makes it
+        when it is first asked for: a run whose effects are given has no use for it.
+    shape
+        (levels, terms); needed with a function.
     """
 
     arg_constraints: dict = {}
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
 
-    def __init__(self, operator: AbstractOperator, validate_args: bool | None = None) -> None:
-        self.operator = operator
-        super().__init__(torch.Size(), torch.Size(operator.shape), validate_args=False)
+    def __init__(
+        self,
+        operator: AbstractOperator | Callable[[], AbstractOperator],
+        shape: tuple[int, int] | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._made = operator
+        shape = self.operator.shape if shape is None else shape
+        super().__init__(torch.Size(), torch.Size(shape), validate_args=False)
+
+    @property
+    def operator(self) -> AbstractOperator:
+        """The covariance."""
+        if not isinstance(self._made, AbstractOperator):
+            self._made = self._made()
+        return self._made
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
         noise = torch.randn(torch.Size(sample_shape) + self.event_shape, dtype=self.operator.dtype)
@@ -45,4 +63,5 @@ class StructuredNormal(TorchDistribution):
 
     @property
     def mean(self) -> torch.Tensor:
-        return torch.zeros((), dtype=self.operator.dtype).expand(self.event_shape)
+        dtype = self._made.dtype if isinstance(self._made, AbstractOperator) else torch.float64
+        return torch.zeros((), dtype=dtype).expand(self.event_shape)

@@ -119,10 +119,13 @@ class RandomEffect:
         for key, value in self.covariance.describe(theta).items():
             record(f"{self.name}.{key}", value)
         rows = RowMap(index, design, weight)
-        prior = StructuredNormal(self.covariance.operator(theta, coords))
         extend = partial(self._extended, theta, coords) if self.coords is None else None
         role = Latent(rows, levels, coords.terms, self.group, extend)
         functions = self.covariance.functions(theta, coords)
+        shape = (len(levels), len(coords.terms))
+        if functions is not None:
+            shape = (1, functions.shape[-1] * len(coords.terms))
+        prior = StructuredNormal(partial(self.covariance.operator, theta, coords), shape)
         if functions is not None:
             return self._of_functions(prior, role, functions, theta, coords)
         u = pyro.sample(self.name, prior, infer=annotate(role))
