@@ -54,10 +54,11 @@ def known_covariance(program: Program, args: tuple[Any, ...], plan: Plan) -> Kno
         site = record.latents[plan.latents[0]]
         if sd is None or sd.numel() != 1 or site.role.spread is not None:
             return None
-        found.append(_covariance(site.fn.operator))
+        covariance = _covariance(site.fn.operator)
+        if covariance is None:
+            return None
+        found.append(covariance)
     first, second = found
-    if first is None or second is None:
-        return None
     return first if first is second or torch.equal(first.matrix, second.matrix) else None
 
 
