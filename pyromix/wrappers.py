@@ -8,21 +8,23 @@ from typing import Any
 from pyromix.covariances import (
     AR1,
     ARMA,
+    BYM2,
     GP,
     IID,
     OU,
     SPDE,
+    Besag,
     CompoundSymmetry,
     Covariance,
     Diagonal,
+    HilbertSpace,
+    InducingPoints,
     Kinship,
     Kronecker,
     RandomWalk,
     Toeplitz,
     Unstructured,
 )
-from pyromix.covariances.besag import Besag
-from pyromix.covariances.bym2 import BYM2
 from pyromix.errors import ConfigError
 from pyromix.linalg.meshes import Grid
 
@@ -88,8 +90,14 @@ class _Arguments:
 def _gp(term: Any, given: _Arguments) -> Covariance:
     name = given.given.get("kernel", "matern32")
     if name in KERNELS and name not in given.known:
-        return GP(KERNELS[str(name)])
-    return GP(given.thing("kernel", f"a GPyTorch kernel, or one of {', '.join(KERNELS)}"))
+        kernel = KERNELS[str(name)]
+    else:
+        kernel = given.thing("kernel", f"a GPyTorch kernel, or one of {', '.join(KERNELS)}")
+    basis, inducing = given.number("basis", None), given.number("inducing", None)
+    if basis is not None and inducing is not None:
+        raise ConfigError(f"{given.where}: basis= and inducing= are two approximations; choose one.")
+    approximation = HilbertSpace(basis) if basis is not None else None if inducing is None else InducingPoints(inducing)
+    return GP(kernel, approximation=approximation)
 
 
 def _spde(term: Any, given: _Arguments) -> Covariance:

@@ -14,7 +14,7 @@ STRUCTURES = TERMWISE + LEVELWISE
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "rw": ("order",),
     "arma": ("p", "q"),
-    "gp": ("kernel",),
+    "gp": ("kernel", "basis", "inducing"),
     "spde": ("mesh", "alpha"),
     "besag": ("graph",),
     "bym2": ("graph",),

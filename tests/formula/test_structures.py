@@ -283,3 +283,15 @@ def test_what_is_missing(term: str, known: dict[str, Any], message: str) -> None
 def test_bad_memberships(change: dict[str, Any], term: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         pmx.model(f"y ~ 1 + {term}", DATA.assign(**change))
+
+
+def test_approximate_processes() -> None:
+    values = {"a:b.sd": 0.8, "a:b.lengthscale": 0.2, "y.sigma": 0.7}
+    for text, approximation in (("basis=6", pmx.HilbertSpace(6)), ("inducing=20", pmx.InducingPoints(20))):
+        structure = pmx.GP(gpytorch.kernels.RBFKernel(), approximation=approximation)
+        wrapped = pmx.model(f"y ~ 1 + gp(a, b, kernel=rbf, {text})", DATA, priors=values)
+        given = pmx.model("y ~ 1 + (1 | a:b)", DATA, priors=values, covariances={"a:b": structure})
+        found = [model.fit(progress=False).log_likelihood for model in (wrapped, given)]
+        assert found[0] == pytest.approx(found[1], abs=1e-8)
+    with pytest.raises(ConfigError, match="two approximations"):
+        pmx.model("y ~ 1 + gp(a, b, basis=3, inducing=3)", DATA)

@@ -141,7 +141,7 @@ def test_multiple_membership_weights_and_awkward_names(tmp_path: Path) -> None:
               (tensor([1.0, 0.0, 2.0]),))  # fmt: skip
     idata = fit.idata
     assert idata.posterior["a|b"].dims == ("chain", "draw", "a|b_level_", "a|b_term")
-    assert idata.posterior["a|b_level_"].to_numpy().tolist() == ["1", "x", "(2, 3)"]
+    assert idata.posterior["a|b_level_"].to_numpy().tolist() == ["1", "x", "2:3"]
     assert idata.constant_data["a|b.weight"].dims == ("obs_id", "a|b_member")
     path = tmp_path / "fit.nc"
     idata.to_netcdf(str(path), engine="h5netcdf")
