@@ -77,7 +77,7 @@ class FieldPrecision:
         """``log |K|``."""
         if self.spectrum is not None:
             return self.log_mass + (square + self.spectrum).log().sum()
-        return _LogDeterminant.apply(self, square)  # type: ignore[no-untyped-call]
+        return _LogDeterminant.apply(self, square)
 
 
 class FieldOperator(PrecisionOperator):

@@ -78,12 +78,12 @@ class ComplementPlan:
         self.rank = _banded_rank(graph) if self.blocks is None else None
         self.fronts: Fronts | None = None
         if self.rank is not None:
-            self._plan_band()
+            self._plan_band(self.rank)
         elif self.blocks is None:
             self.fronts = Fronts(self.lower_rows, self.lower_cols, size)
 
-    def _plan_band(self) -> None:
-        size, r, c = self.size, self.rank[self.lower_rows], self.rank[self.lower_cols]
+    def _plan_band(self, rank: np.ndarray) -> None:
+        size, r, c = self.size, rank[self.lower_rows], rank[self.lower_cols]
         at = (np.maximum(r, c), np.minimum(r, c))
         order = sp.csc_array((np.arange(1.0, len(self.keep) + 1), at), (size, size))
         full = sp.csc_array(order + sp.tril(order, -1).T)
@@ -97,6 +97,7 @@ class ComplementPlan:
             return BlockComplement(self.blocks, lower)
         if self.fronts is not None:
             return FrontalComplement(self.fronts, lower)
+        assert self.rank is not None
         shape = (self.size, self.size)
         return BandComplement(sp.csc_array((lower[self._order], self._indices, self._indptr), shape=shape), self.rank)
 

@@ -162,9 +162,9 @@ def _postorder(tree: Dissection, graph: sp.csr_array) -> tuple[np.ndarray, np.nd
         if parent[s] >= 0 and not filled[parent[s]]:
             parent[s] = parent[parent[s]]
     children: list[list[int]] = [[] for _ in range(count)]
-    roots = []
-    for s in np.flatnonzero(filled):
-        (roots if parent[s] < 0 else children[parent[s]]).append(int(s))
+    roots: list[int] = []
+    for s in np.flatnonzero(filled).tolist():
+        (roots if parent[s] < 0 else children[parent[s]]).append(s)
     number = np.full(count + 1, -1, dtype=np.int64)
     stack, visited = roots, []
     while stack:  # parents before children, each subtree contiguous: its reverse is a postorder

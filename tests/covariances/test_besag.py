@@ -200,7 +200,8 @@ def test_fit() -> None:
 
 
 def test_fit_of_bym2() -> None:
-    check_gaussian_fit(BYM2(BOARD), CELLS, bym2(BOARD), {"sd": torch.tensor([1.0]).double(), "phi": number(0.5)}, 216, 1)
+    theta = {"sd": torch.tensor([1.0]).double(), "phi": number(0.5)}
+    check_gaussian_fit(BYM2(BOARD), CELLS, bym2(BOARD), theta, 216, seed=1)
 
 
 def counts(dense: object, theta: Theta) -> dict[str, torch.Tensor]:
