@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from pyromix import native
-from pyromix.errors import ConfigError, DataError, UnsupportedError
+from pyromix.errors import ConfigError, DataError
 from pyromix.running import Program, Record, run, unvalidated
 
 Function = Callable[..., Any]
@@ -320,8 +320,14 @@ class TensorProgram:
     """Everything a marginaliser needs of a run, as a pure function of one flat vector of hyper-parameter values.
 
     Calling it with the values of `names` side by side (natural scale, ``(size,)``) gives a tuple named by `outputs`:
-    the predictor ``eta`` (n,) with every effect at zero, the factor ``L`` of each effect, the family's dispersion
-    parameters, and ``log_prior``, the log prior density of all hyper-parameters.
+    the predictor ``eta`` (n,) with every effect at zero, the factor ``L`` of each effect and what else hyper-parameters
+    move in its covariance, the family's dispersion parameters, and ``log_prior``, the log prior density of all
+    hyper-parameters.
+
+    Attributes
+    ----------
+    parts
+        Of each effect's covariance at some values: how many outputs it has, and how it is made of them.
     """
 
     def __init__(self, program: Program, args: tuple[Any, ...], names: Sequence[str] | None = None) -> None:
@@ -337,13 +343,13 @@ class TensorProgram:
         self.names = tuple(base.hypers) if names is None else tuple(names)
         self.shapes = tuple(base.hypers[name].value.shape for name in self.names)
         self.size = sum(shape.numel() for shape in self.shapes)
-        for name, site in base.latents.items():
-            if site.fn.operator.block is None:
-                raise UnsupportedError(
-                    f"tensor_program: the levels of {name!r} are not independent and alike; use log_joint instead."
-                )
+        self.parts = {name: site.fn.operator.parts() for name, site in base.latents.items()}
         (data,) = base.data.values()
-        factors = [f"{name}.L" for name in base.latents]
+        factors = [
+            f"{name}.L" if k == 0 else f"{name}.L{k}"
+            for name, part in self.parts.items()
+            for k in range(len(part.tensors))
+        ]
         self.outputs = ("eta", *factors, *(f"{data.name}.{key}" for key in data.role.dispersion), "log_prior")
         self.example = self.flat({name: base.hypers[name].value for name in self.names})
 
@@ -360,7 +366,7 @@ class TensorProgram:
     def __call__(self, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         record = run(self.program, self.args, self.values(flat))
         (data,) = record.data.values()
-        factors = [site.fn.operator.block for site in record.latents.values()]
+        factors = [part for site in record.latents.values() for part in site.fn.operator.parts().tensors]
         return data.role.eta, *factors, *data.role.dispersion.values(), _log_prior(record)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from pyromix.linalg.operators import AbstractOperator, RootOperator, Separable
+from pyromix.linalg.operators import AbstractOperator, Parts, RootOperator, Separable
 
 
 class KnownCovariance:
@@ -96,6 +96,9 @@ class KnownOperator(AbstractOperator):
     @property
     def dtype(self) -> torch.dtype:
         return self._tril.dtype
+
+    def parts(self) -> Parts:
+        return Parts((self._tril,), lambda given: KnownOperator(self._known, given[0]))
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -59,6 +61,23 @@ class AbstractOperator(ABC):
         eye = torch.eye(levels * terms, dtype=self.dtype).reshape(-1, levels, terms)
         root = self.factor(eye).reshape(levels * terms, -1).T
         return Separable(torch.eye(terms, dtype=self.dtype), root=root)
+
+    def parts(self) -> Parts:
+        """What hyper-parameters move in it, and how it is made of that; or `UnsupportedError`."""
+        levels, terms = self.shape
+        apart = self.separable()
+        if apart.precision is not None:
+            known = apart.precision
+
+            def sparse(given: Sequence[torch.Tensor]) -> AbstractOperator:
+                return PrecisionOperator(replace(known, values=given[1], logdet=given[2]), given[0])
+
+            return Parts((apart.tril, known.values, known.logdet), sparse)
+        if apart.root is None:
+            return Parts((apart.tril,), lambda given: BlockOperator(given[0], levels))
+        if len(apart.root) != levels:
+            raise UnsupportedError(f"{type(self).__name__}: levels and terms are correlated as one.")
+        return Parts((apart.tril, apart.root), lambda given: RootOperator(given[1], given[0]))
 
     def dense(self) -> torch.Tensor:
         """The covariance matrix of ``u.reshape(-1)``, (levels * terms, levels * terms)."""
@@ -280,6 +299,13 @@ class Separable:
     tril: torch.Tensor
     root: torch.Tensor | None = None
     precision: Precision | None = None
+
+
+class Parts(NamedTuple):
+    """An operator taken apart: tensors that depend on hyper-parameters, and a function that makes it of such."""
+
+    tensors: tuple[torch.Tensor, ...]
+    make: Callable[[Sequence[torch.Tensor]], AbstractOperator]
 
 
 def _solve_terms(tril: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

@@ -235,10 +235,12 @@ class BoundCorrelated(BoundMarginal):
             fixed,
             *(role.dispersion[name] for name in names),
         )
-        for p in parts:
-            if p.precision is not None:
-                total = total + 0.5 * len(p.tril) * p.precision.logdet
-        return total + 0.5 * self.layout.width * LOG_2PI - self._log_unit()
+        return total + self._beside(parts)
+
+    def _beside(self, parts: Sequence[Separable]) -> Any:
+        """What the log marginal has beside ``F - log|H| / 2``: the determinants of precisions and of the basis."""
+        total = 0.5 * self.layout.width * LOG_2PI - self._log_unit()
+        return total + sum(0.5 * len(p.tril) * p.precision.logdet for p in parts if p.precision is not None)
 
     def point(self, record: Record) -> Point:
         """The mode of the effects at a run of the program."""
@@ -249,9 +251,14 @@ class BoundCorrelated(BoundMarginal):
         return self._conditional_at(self.point(record))
 
     def evaluate(self, record: Record) -> tuple[float, Conditional]:
+        if self.rows is not None:
+            with torch.no_grad():
+                return float(self.log_marginal(record)), self.conditional(record)
         with torch.no_grad():
-            value = float(self.log_marginal(record))
-        return value, self.conditional(record)
+            parts = self._separable(record)
+            point = self._mode(self._problem(record, parts))
+            value = point.value - 0.5 * point.factor.logdet + float(self._beside(parts))
+        return value, self._conditional_at(point)
 
     def coefficients_at(self, record: Record) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Estimate and covariance of every coefficient vector integrated out."""

@@ -11,10 +11,10 @@ import torch
 from pyromix.compile import Compiled, compile_function, tensor_program
 from pyromix.distributions import StructuredNormal
 from pyromix.errors import UnsupportedError
-from pyromix.linalg.operators import BlockOperator
+from pyromix.linalg.operators import Parts
 from pyromix.marginal.base import BoundMarginal
 from pyromix.marginal.plan import data_of
-from pyromix.running import Program, Record, Site, run
+from pyromix.running import Program, Record, run
 
 Values = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
@@ -26,8 +26,14 @@ class TracedRuns:
     predictor without effects, the dispersion, the factors of the effects' covariances and the hyper-parameters.
     """
 
-    def __init__(self, base: Record, values: Values, graph: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> None:
-        self.base, self.values, self.graph = base, values, graph
+    def __init__(
+        self,
+        base: Record,
+        values: Values,
+        graph: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+        parts: Mapping[str, Parts],
+    ) -> None:
+        self.base, self.values, self.graph, self.parts = base, values, graph, parts
         self.data = data_of(base)
 
     def value_and_gradient(self, t: torch.Tensor, bound: BoundMarginal) -> tuple[float, torch.Tensor] | None:
@@ -43,17 +49,19 @@ class TracedRuns:
 
     def __call__(self, t: torch.Tensor) -> tuple[Record, torch.Tensor]:
         eta, *rest = self.graph(t)
-        tril, rest = rest[: len(self.base.latents)], rest[len(self.base.latents) :]
+        latents = {}
+        for name, site in self.base.latents.items():
+            count = len(self.parts[name].tensors)
+            operator = self.parts[name].make(rest[:count])
+            latents[name] = replace(site, fn=StructuredNormal(operator, tuple(site.fn.event_shape)))
+            rest = rest[count:]
         dispersion = dict(zip(self.data.dispersion, rest, strict=False))
         (response,) = self.base.data.values()
         role = replace(self.data, eta=eta, dispersion=dispersion)
         return (
             Record(
                 hypers={name: replace(self.base.hypers[name], value=value) for name, value in self.values(t).items()},
-                latents={
-                    name: _with_factor(site, block)
-                    for (name, site), block in zip(self.base.latents.items(), tril, strict=True)
-                },
+                latents=latents,
                 data={response.name: replace(response, role=role)},
             ),
             rest[-1],
@@ -96,7 +104,10 @@ def trace_runs(
         return None
     with torch.no_grad():
         base = run(program, args, values(example))
-    return TracedRuns(base, values, _compiled(traced, example, evaluations, gradients) or traced)
+    plain = all(site.fn.operator.block is not None for site in base.latents.values())
+    # other covariances are made by factorisations and large sparse products, which gain nothing
+    graph = _compiled(traced, example, evaluations, gradients) if plain else None
+    return TracedRuns(base, values, graph or traced, front.parts)
 
 
 def _compiled(
@@ -141,8 +152,3 @@ class _WithPullback(torch.autograd.Function):
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (t,) = ctx.saved_tensors
         return ctx.back(t, *slopes), None, None
-
-
-def _with_factor(site: Site, block: torch.Tensor) -> Site:
-    levels = site.fn.event_shape[0]
-    return replace(site, fn=StructuredNormal(BlockOperator(block, levels)))
