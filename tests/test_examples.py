@@ -119,6 +119,14 @@ def test_heritability_of_wheat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert (tmp_path / "h2.png").stat().st_size > 10_000
 
 
+def test_carbon_dioxide_is_forecast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small part of it; the season is in the forecast, whose error is a fraction of its amplitude of 6 ppm."""
+    results = load("gp_time").main(["--since", "1982", "--until", "1990", "--out", str(tmp_path / "co2.png")])
+    assert results["rmse"] < 1.5 and 0.2 < results["coverage"] <= 1
+    assert (tmp_path / "co2.png").stat().st_size > 10_000
+    assert "time.lengthscale_2" in capsys.readouterr().out
+
+
 def test_a_map_by_a_field_on_a_mesh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Against glmmTMB's fit of the Matern covariance of smoothness one itself, without a mesh."""
     example = load("spatial_field")

@@ -234,6 +234,8 @@ class Search:
             estimate, covariance, effects = coefficient_start(self.plan, problem, self.glm)
             affine.warm = effects
             return estimate, covariance
+        if isinstance(self.bound, BoundCorrelated) and self.bound.rows is not None:
+            return self.bound.rows.coefficients(record)
         if isinstance(self.bound, (BoundCorrelated, BoundRotated)):
             return without_effects(self.plan, record, self.glm)
         size = sum(design.shape[1] for design in self.plan.linear.values())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyro.distributions as dist
 import torch
 from torch.distributions import constraints
 
@@ -83,7 +84,7 @@ def hyper_scales(
     record = run(program, args, values)
     moments = variance_moments(plan, record, bound)
     scales = {
-        name: Scale(torch.ones_like(value), _neutral(value, record.hypers[name]), plan.n_obs)
+        name: Scale(_unit(value, record.hypers[name]), _neutral(value, record.hypers[name]), plan.n_obs)
         for name, value in values.items()
     }
     for site, sds in zip(record.latents.values(), moments.effects, strict=True):
@@ -140,9 +141,24 @@ def _is_scale(site: Site) -> bool:
     return site.role.support in (constraints.nonnegative, constraints.positive)
 
 
+def _unit(value: torch.Tensor, site: Site) -> torch.Tensor:
+    median = _median(site)
+    return torch.ones_like(value) if median is None else median
+
+
+def _median(site: Site) -> torch.Tensor | None:
+    """Of a prior that is normal in the logarithm, as that of a length is: it knows how far apart places are."""
+    prior = site.fn
+    while isinstance(prior, (dist.Independent, dist.ExpandedDistribution)):
+        prior = prior.base_dist
+    return prior.loc.exp().expand(site.value.shape).detach().clone() if isinstance(prior, dist.LogNormal) else None
+
+
 def _neutral(value: torch.Tensor, site: Site) -> torch.Tensor:
-    """A start that asserts nothing: zero, one, no correlation."""
-    support = site.role.support
+    """A start that asserts nothing: zero, one, no correlation; for what has a unit the median of its prior."""
+    support, median = site.role.support, _median(site)
+    if median is not None:
+        return median
     if support is constraints.real:
         return torch.zeros_like(value).detach()
     if support is constraints.corr_cholesky:

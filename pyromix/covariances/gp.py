@@ -86,7 +86,8 @@ class GP(BetweenLevels):
     priors
         Priors of the kernel's hyper-parameters by name; a number fixes one. These come before the kernel's registered
         priors, and those before the defaults: for lengths and periods a LogNormal with 1 % below the smallest and 1 %
-        above the largest distance between sites (with one number per dimension, in that dimension; SD 0.5 at least),
+        above the largest distance between sites (with one number per dimension, in that dimension; SD 0.5 at least; of
+        an approximation, the distance of as many evenly spread sites as there are functions is the smallest),
         for others between two bounds uniform, for others above a bound that bound plus LogNormal(0, 1), else
         Normal(0, 1).
     sites
@@ -245,7 +246,8 @@ class GP(BetweenLevels):
         constraint = module.constraint_for_parameter_name(path.rpartition(".")[2])
         low, high = bounds(constraint)
         shape = value_shape(module.get_parameter(path.rpartition(".")[2]).shape)
-        default = default_prior(is_length(module, name), sites, dims, shape, low, high)
+        functions = None if self.approximation is None or not len(sites.x) else self.approximation.size(sites)
+        default = default_prior(is_length(module, name), sites, dims, shape, low, high, functions)
         positive = 0 <= low and high == math.inf  # for the check of priors; see `arguments.rate_parameter`
         checked = constraints.positive if positive else support(low, high)
         made = parameter(name, self.priors.get(name), checked, default, shape, "GP")

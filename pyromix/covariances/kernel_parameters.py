@@ -84,7 +84,13 @@ def is_length(module: Any, name: str) -> bool:
 
 
 def default_prior(
-    length: bool, sites: Sites, dims: list[int], shape: tuple[int, ...], low: float, high: float
+    length: bool,
+    sites: Sites,
+    dims: list[int],
+    shape: tuple[int, ...],
+    low: float,
+    high: float,
+    functions: int | None = None,
 ) -> dist.Distribution:
     zero, one = torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
     if math.isfinite(low) and math.isfinite(high):
@@ -93,7 +99,8 @@ def default_prior(
         return dist.Normal(zero, one)
     loc, scale = zero, one
     if length:
-        pairs = [sites.log_distances([d]) for d in dims] if shape else [sites.log_distances(dims)]
+        over = [[d] for d in dims] if shape else [dims]
+        pairs = [sites.log_distances(each, functions) for each in over]
         loc, scale = (torch.tensor(part, dtype=torch.float64).reshape(shape) for part in zip(*pairs, strict=True))
     base = dist.LogNormal(loc, scale)
     if low == 0.0:

@@ -96,37 +96,31 @@ class Sites:
         """What an approximation has made of these places."""
         return {}
 
-    def log_distances(self, dims: list[int]) -> tuple[float, float]:
+    def log_distances(self, dims: list[int], functions: int | None = None) -> tuple[float, float]:
         """Mean and SD of a normal of the log length with 1 % below the smallest and above the largest distance.
 
-        The SD is 0.5 at least: few sites say little of lengths.
+        The SD is 0.5 at least: few sites say little of lengths. With a number of functions that stand for the process,
+        the smallest distance is that of as many evenly spread places: they resolve no shorter length.
         """
-        key = tuple(dims)
+        key = (*dims, functions)
         if key not in self._found:
-            self._found[key] = self._log_distances(dims)
+            self._found[key] = self._log_distances(dims, functions)
         return self._found[key]
 
     @cached_property
-    def _found(self) -> dict[tuple[int, ...], tuple[float, float]]:
+    def _found(self) -> dict[tuple[int | None, ...], tuple[float, float]]:
         return {}
 
-    def _log_distances(self, dims: list[int]) -> tuple[float, float]:
+    def _log_distances(self, dims: list[int], functions: int | None) -> tuple[float, float]:
         x = torch.unique(self.x[:, dims], dim=0)
-        if len(x) > MAX_SITES:  # whose distances would not fit into memory
-            return self._log_range(x)
-        apart = torch.pdist(x)
-        apart = apart[apart > 0]
-        if not len(apart):
+        longest = float((x.amax(0) - x.amin(0)).norm()) if len(x) else 0.0
+        if longest == 0:
             return 0.0, 1.0
+        if functions is not None or len(x) > MAX_SITES:  # of so many, all distances would not fit into memory
+            each = (functions or len(x)) ** (1 / len(self.dims if functions else dims))
+            return _between(longest / each, longest)
+        apart = torch.pdist(x)
         return _between(float(apart.min()), float(apart.max()))
-
-    @staticmethod
-    def _log_range(x: torch.Tensor) -> tuple[float, float]:
-        """The same for many places: from the range, and the distance of neighbours if they were evenly spread."""
-        width = x.amax(0) - x.amin(0)
-        longest = float(width.norm())
-        used = width[width > 0]
-        return _between(longest / len(x) ** (1 / max(len(used), 1)), longest)
 
 
 def _between(short: float, long: float) -> tuple[float, float]:

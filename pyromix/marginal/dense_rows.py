@@ -58,12 +58,24 @@ class DenseRows:
 
     def log_marginal(self, record: Record, eta: torch.Tensor) -> torch.Tensor:
         """At a run of the program, whose predictor without effects and such coefficients is ``eta``."""
+        return _Density.apply(self._covariance(record), self.plan.obs - eta, self.x)  # type: ignore
+
+    def coefficients(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+        """Generalised least squares of all linear coefficients, which are zero in this run, and their covariance."""
+        factor = DenseComplement(self._covariance(record).detach().numpy().copy())
+        x = np.hstack([design.detach().numpy() for design in self.plan.linear.values()])
+        spread = factor.solve(x)
+        covariance = np.linalg.inv(x.T @ spread)
+        return covariance @ (spread.T @ (self.plan.obs - data_of(record).eta).detach().numpy()), covariance
+
+    def _covariance(self, record: Record) -> torch.Tensor:
+        """V."""
         role = data_of(record)
         sd = role.family.gaussian_sd(**role.dispersion)
-        v = torch.diag(sd.square().expand(len(eta)))
+        v = torch.diag(sd.square().expand(len(self.plan.obs)))
         for name, term in zip(self.plan.latents, self.plan.layout.terms, strict=True):
             v = v + _part(record.latents[name].fn.operator, term)
-        return _Density.apply(v, self.plan.obs - eta, self.x)  # type: ignore[no-untyped-call, no-any-return]
+        return v
 
 
 def _part(operator: Any, term: Term) -> torch.Tensor:

@@ -96,8 +96,17 @@ def _by_covariance(
     if policy == "marginal":
         return torch.zeros(new // u.shape[1], u.shape[1], dtype=u.dtype), _root(inner)
     across = covariance[old:, :old]
-    gain = across @ torch.linalg.pinv(covariance[:old, :old], hermitian=True, rtol=NEGLIGIBLE)
+    gain = _gain(across, covariance[:old, :old])
     return (gain @ u.reshape(-1)).reshape(-1, u.shape[1]), _root(inner - gain @ across.mT)
+
+
+def _gain(across: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """``across known^-1``, through the pseudo-inverse where `known` is singular to working precision."""
+    root, info = torch.linalg.cholesky_ex(known)
+    pivots = root.diagonal().square()
+    if not int(info) and float(pivots.min()) > NEGLIGIBLE * float(pivots.max()):
+        return torch.cholesky_solve(across.mT, root).mT
+    return across @ torch.linalg.pinv(known, hermitian=True, rtol=NEGLIGIBLE)
 
 
 def _by_precision(precision: Precision, tril: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -381,3 +381,17 @@ def test_maximum_likelihood_is_that_of_the_dense_normal() -> None:
 def test_counts() -> None:
     theta = {"sd": _double(1.0), "lengthscale": _number(4.0)}
     check_counts(GP(MaternKernel(nu=0.5)), TIMES, _exponential, theta, rows=90)
+
+
+def test_the_unit_of_places_does_not_matter() -> None:
+    """Places in metres or in thousands of kilometres: the same likelihood, the length in their unit."""
+    rng = np.random.default_rng(4)
+    t = np.arange(60.0)
+    y = np.sin(t / 6) + 0.2 * rng.standard_normal(60)
+    fits = []
+    for unit in (1.0, 1e4, 1e-4):
+        df = pd.DataFrame({"t": t * unit, "y": y})
+        fits.append(pmx.model("y ~ 1 + (1 | t)", df, covariances={"t": GP(RBFKernel())}).fit(progress=False))
+        assert fits[-1].log_likelihood == pytest.approx(fits[0].log_likelihood, abs=1e-5)
+        length = float(fits[-1].estimate.point["t.lengthscale"]) / unit
+        assert length == pytest.approx(float(fits[0].estimate.point["t.lengthscale"]), rel=1e-3)

@@ -15,6 +15,7 @@ from pyromix.errors import ConfigError
 # rows, columns, levels of the grouping factors: counts given with the sources
 SIZES = {
     "cbpp": (56, 4, {"herd": 15, "period": 4}),
+    "co2": (468, 2, {}),
     "Contraception": (1934, 6, {"district": 60, "woman": 1934, "livch": 4}),
     "Dyestuff": (30, 2, {"Batch": 6}),
     "Dyestuff2": (30, 2, {"Batch": 6}),
