@@ -23,8 +23,23 @@ STRUCTURES: dict[str, Any] = {
     "AR1": pmx.AR1(),
     "RandomWalk": pmx.RandomWalk(),
     "Kinship": pmx.Kinship((ROOT @ ROOT.T / 12, list(range(LEVELS)))),
-    "GP": pmx.GP(gpytorch.kernels.MaternKernel(nu=1.5)),
 }
+
+
+def test_programs_that_look_at_values_are_run() -> None:
+    """A process looks whether its correlations are positive definite, which is a branch."""
+    effect = pmx.RandomEffect("u", pmx.GP(gpytorch.kernels.MaternKernel(nu=1.5)), levels=LEVELS)
+
+    def program(y: torch.Tensor) -> None:
+        pmx.observe("y", pmx.Gaussian(), effect(INDEX), y)
+
+    one = torch.ones((), dtype=torch.float64)
+    y = torch.zeros(30, dtype=torch.float64)
+
+    def values(t: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"u.sd": t.exp(), "u.lengthscale": t.exp().reshape(1, 1), "y.sigma": one}
+
+    assert trace_runs(program, (y,), values, lambda at: one, 1, 10_000, gradients=True) is None
 
 
 @pytest.mark.parametrize("name", list(STRUCTURES))
