@@ -13,6 +13,8 @@ slope the diagonal of the inverse of K.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ import scipy.sparse as sp
 import torch
 
 from pyromix.linalg.meshes import Elements
-from pyromix.linalg.operators import Precision, PrecisionOperator
+from pyromix.linalg.operators import Parts, Precision, PrecisionOperator
 from pyromix.linalg.sparse import ComplementPlan
 
 SPECTRAL = 800  # vertices up to which the determinant comes from the eigenvalues of C^-1 G, found once
@@ -82,6 +84,14 @@ class FieldPrecision:
 
 class FieldOperator(PrecisionOperator):
     """Effects on the vertices of a mesh, their SD that of a vertex far from the edge."""
+
+    def parts(self) -> Parts:
+        known = self._precision
+
+        def make(given: Sequence[torch.Tensor]) -> FieldOperator:
+            return FieldOperator(replace(known, values=given[1], logdet=given[2]), given[0])
+
+        return Parts((self._tril, known.values, known.logdet), make)
 
     def sds(self) -> torch.Tensor:
         return self._tril.square().sum(-1).sqrt()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pyromix.linalg.operators import AbstractOperator, Separable
+from pyromix.linalg.operators import AbstractOperator, Parts, Separable
 
 
 class SpectralOperator(AbstractOperator):
@@ -32,6 +32,10 @@ class SpectralOperator(AbstractOperator):
 
     def separable(self) -> Separable:
         return Separable(self._tril, root=self._vectors * self._scales)
+
+    def parts(self) -> Parts:
+        vectors = self._vectors
+        return Parts((self._tril, self._scales), lambda given: SpectralOperator(vectors, given[1], given[0]))
 
     def sds(self) -> torch.Tensor:
         return self._tril.square().sum(-1).sqrt() * self._scales.square().mean().sqrt()

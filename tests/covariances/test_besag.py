@@ -391,3 +391,14 @@ def test_sampling_centred_is_refused_where_there_is_no_density() -> None:
     made = program(Besag(BOARD), CELLS, pmx.Poisson(), data)
     with pytest.raises(UnsupportedError, match="the covariance of g is singular.*take 'auto' or 'noncentered'"):
         pmx.fit(made, data, pmx.NUTS(parametrisation="centered", draws=10, tune=10, chains=1), progress=False)
+
+
+def test_taken_apart_and_made_again() -> None:
+    """What traced programs do: the same covariance of other values of what hyper-parameters move."""
+    coords = Coords(tuple("dafcbe"), ("Intercept",))
+    one, other = ({"sd": torch.tensor([sd]).double(), "phi": number(phi)} for sd, phi in ((0.7, 0.6), (1.3, 0.2)))
+    for structure in (BYM2(GRAPH), Besag(GRAPH)):
+        made = structure.operator(one, coords).parts().make(structure.operator(other, coords).parts().tensors)
+        noise = torch.randn((6, 1), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        close(made.factor(noise), structure.operator(other, coords).factor(noise), 0.0, 0.0)
+        close(made.solve_factor(noise), structure.operator(other, coords).solve_factor(noise), 0.0, 0.0)
