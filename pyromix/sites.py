@@ -164,6 +164,8 @@ class Latent:
         The covariance operator of these levels and of further ones, by their labels; ``None`` if it is not known.
     spread
         Where the array holds coefficients of functions of the levels: how the levels' effects come of them.
+    structure
+        What the effect was declared with; plots ask it whether levels are places.
     """
 
     rows: RowMap
@@ -172,6 +174,7 @@ class Latent:
     group: str
     extend: Callable[[tuple[Any, ...]], Any] | None = None
     spread: Spread | None = None
+    structure: Any = None
 
     @property
     def shown(self) -> Latent:

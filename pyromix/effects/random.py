@@ -120,7 +120,7 @@ class RandomEffect:
             record(f"{self.name}.{key}", value)
         rows = RowMap(index, design, weight)
         extend = partial(self._extended, theta, coords) if self.coords is None else None
-        role = Latent(rows, levels, coords.terms, self.group, extend)
+        role = Latent(rows, levels, coords.terms, self.group, extend, structure=self.covariance)
         functions = self.covariance.functions(theta, coords)
         shape = (len(levels), len(coords.terms))
         if functions is not None:

@@ -15,6 +15,7 @@ import torch
 from pyromix.errors import ConfigError, Status
 from pyromix.results import (
     declared,
+    field_plot,
     heritability,
     inference_data,
     logo,
@@ -395,6 +396,27 @@ class Fit:
     def plot_caterpillar(self, group: str | None = None, term: str | None = None) -> Figure:
         """Sorted conditional modes of one grouping factor with 95 % intervals, one panel a term."""
         return plots.plot_caterpillar(self, group, term)
+
+    def plot_field(
+        self, group: str | None = None, term: str | None = None, at: Sequence[Any] | None = None, draws: int = 200
+    ) -> Figure:
+        """Effects over times or places with their uncertainty: curves with 90 % bands, or maps of mean and SD.
+
+        Parameters
+        ----------
+        group, term
+            The grouping factor, by default the one with most levels, and the effect of a level, by default the first.
+        at
+            Further times or places, predicted given the known ones; for a map by default a grid around the places.
+        draws
+            Draws of the fit that mean and limits are taken over.
+
+        Raises
+        ------
+        UnsupportedError
+            Levels that are neither times nor places in a line or a plane.
+        """
+        return field_plot.plot_field(self, group, term, at, draws)
 
     def plot_residuals(self) -> Figure:
         """Pearson residuals against fitted values, and their normal quantile plot."""

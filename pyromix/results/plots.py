@@ -30,7 +30,7 @@ def plot_fitted(fit: Fit, x: str | None, group: str | None, groups: Sequence[Any
     """`Fit.plot_fitted`."""
     site = response_site(fit.record)
     label, column = _column(fit, x)
-    group = _group(fit, group)
+    group = group_of(fit, group)
     effect = declared.effects_of(fit.record, group)[0]
     if effect.role.rows.index.dim() != 1:
         raise DataError(f"plot_fitted(group={group!r}): rows belong to several levels at once; choose another group.")
@@ -38,7 +38,7 @@ def plot_fitted(fit: Fit, x: str | None, group: str | None, groups: Sequence[Any
     shown = _levels(fit, group, effect, groups)
     y = site.role.obs.numpy() / (1.0 if site.role.trials is None else site.role.trials.numpy())
     curves = _curves(fit, label, column, index, shown)
-    figure, axes = _panels(len(shown), width=2.5, height=2.25, sharey=True)
+    figure, axes = panels(len(shown), width=2.5, height=2.25, sharey=True)
     for axis, code, curve in zip(axes, shown, curves, strict=True):
         axis.fill_between(curve.x, curve.lower, curve.upper, color=GROUP, alpha=0.18, linewidth=0)
         axis.plot(curve.x, curve.population, color=POPULATION, linewidth=1.3, linestyle=(0, (5, 2)))
@@ -54,7 +54,7 @@ def plot_fitted(fit: Fit, x: str | None, group: str | None, groups: Sequence[Any
 
 def plot_caterpillar(fit: Fit, group: str | None, term: str | None) -> Figure:
     """`Fit.plot_caterpillar`."""
-    group = _group(fit, group)
+    group = group_of(fit, group)
     modes, lower, upper = _intervals(fit, group)
     if term is not None and term not in modes.columns:
         known = ", ".join(repr(str(name)) for name in modes.columns)
@@ -62,7 +62,7 @@ def plot_caterpillar(fit: Fit, group: str | None, term: str | None) -> Figure:
     terms = list(modes.columns) if term is None else [term]
     count = len(modes)
     height = float(np.clip(0.17 * count, 2.2, 9.0))
-    figure, axes = _panels(len(terms), width=3.6, height=height, columns=len(terms))
+    figure, axes = panels(len(terms), width=3.6, height=height, columns=len(terms))
     for axis, name in zip(axes, terms, strict=True):
         order = np.argsort(modes[name].to_numpy(), kind="stable")
         at = np.arange(count)
@@ -106,7 +106,7 @@ def plot_residuals(fit: Fit) -> Figure:
     residuals, fitted = fit.residuals("pearson"), fit.fitted()
     whole = np.isfinite(residuals) & np.isfinite(fitted)
     residuals, fitted = residuals[whole], fitted[whole]
-    figure, (left, right) = _panels(2, width=4.2, height=3.5, columns=2)
+    figure, (left, right) = panels(2, width=4.2, height=3.5, columns=2)
     size = float(np.clip(600 / np.sqrt(max(len(fitted), 1)) / 3, 3, 16))
     left.axhline(0, color=GREY, linewidth=0.9)
     left.scatter(fitted, residuals, s=size, color=GROUP, alpha=0.55, linewidth=0)
@@ -147,7 +147,7 @@ def _column(fit: Fit, x: str | None) -> tuple[str, np.ndarray]:
     return x, columns[x]
 
 
-def _group(fit: Fit, group: str | None) -> str:
+def group_of(fit: Fit, group: str | None) -> str:
     if group is not None:
         declared.effects_of(fit.record, group)
         return group
@@ -240,7 +240,7 @@ def _running_mean(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 # -- canvas -----------------------------------------------------------------------------------------------------------
-def _panels(
+def panels(
     count: int, width: float, height: float, columns: int | None = None, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
