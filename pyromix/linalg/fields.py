@@ -83,7 +83,7 @@ class FieldPrecision:
 
 
 class FieldOperator(PrecisionOperator):
-    """Effects on the vertices of a mesh, their SD that of a vertex far from the edge."""
+    """Effects on the vertices of a mesh, reported by the covariance of a vertex far from the edge."""
 
     def parts(self) -> Parts:
         known = self._precision
@@ -92,9 +92,6 @@ class FieldOperator(PrecisionOperator):
             return FieldOperator(replace(known, values=given[1], logdet=given[2]), given[0])
 
         return Parts((self._tril, known.values, known.logdet), make)
-
-    def sds(self) -> torch.Tensor:
-        return self._tril.square().sum(-1).sqrt()
 
     @property
     def mean_block(self) -> torch.Tensor:
