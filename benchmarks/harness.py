@@ -48,7 +48,7 @@ def peer_command(script: str, csv: Path, repeats: int) -> list[str]:
     """
     if script.endswith(".R"):
         rscript = shutil.which("Rscript")
-        package = "glmmTMB" if script.endswith("glmmtmb.R") else "lme4"
+        package = {"glmmtmb": "glmmTMB", "nlme": "nlme"}.get(Path(script).stem.rpartition("_")[2], "lme4")
         if rscript is None or not has_r_packages(rscript, package, "jsonlite"):
             raise Missing(f"R package {package} is not installed; run benchmarks/install_peers.sh")
         return [rscript, "--vanilla", str(PEERS / script), str(csv), str(repeats), str(PEERS)]
@@ -195,7 +195,8 @@ def main(name: str) -> int:
     """Command line of one case."""
     case = CASES[name]
     options = arguments(f"{case.name}: {case.formula}", list(case.peers))
-    print(f"{case.name}: {case.formula}  [{case.family}, {case.criterion.upper()}]\n{machine()}")
+    family = case.family if isinstance(case.family, str) else repr(case.family())
+    print(f"{case.name}: {case.formula}  [{family}, {case.criterion.upper()}]\n{machine()}")
     results = compare(case, options.repeats, options.peers, not options.only_peers)
     text, met = report(case, results)
     print(text)

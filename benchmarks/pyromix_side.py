@@ -25,7 +25,8 @@ def main(name: str, path: str, repeats: int) -> dict[str, Any]:
     case = CASES[name]
     # labels as categories before the clock starts: the R peers get factors in the same way
     df = pd.read_csv(path, dtype=dict.fromkeys(case.text, str)).astype(dict.fromkeys(case.text, "category"))
-    family, backend = getattr(pmx, case.family), pmx.MaximumLikelihood
+    family = getattr(pmx, case.family) if isinstance(case.family, str) else case.family
+    backend = pmx.MaximumLikelihood
     base_mb = peak_mb()
     model_times, fit_times = [], []
     for _ in range(repeats + 1):
