@@ -39,7 +39,7 @@ LAYERS: dict[str, set[str] | type(...)] = {
     "compile": {"native", "running", "sites"},
     "potential": {"compile", "running"},
     "marginal": {"compile", "distributions", "linalg", "native", "running", "sites"},
-    "backends": {"compile", "linalg", "marginal", "potential", "results", "running", "sites"},
+    "backends": {"compile", "linalg", "marginal", "native", "potential", "results", "running", "sites"},
     "formula": set(),
     "results": {"linalg", "marginal", "program", "running", "sites"},
     "datasets": set(),

@@ -70,12 +70,12 @@ class HyperPosterior:
             How many there will be, about, and whether with gradients: compiling has to pay.
         """
         search = self._search
+        if search.plan.affine and cheapest(evaluations) == "compiled":
+            self.bound.compile(self.record(np.zeros(self.size)))
         if self._traced is None and search.plan.affine and not search.plan.moving:
             self._traced = trace_runs(
                 search.program, search.args, self._values, search.log_jacobian, self.size, evaluations, gradients
             )
-        if search.plan.affine and cheapest(evaluations) == "compiled":
-            self.bound.compile(self.record(np.zeros(self.size)))
 
     def __call__(self, t: np.ndarray) -> tuple[float, np.ndarray]:
         """Log density and gradient; -inf with a zero gradient where it cannot be computed."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pyromix.backends.native_walk import NativeWalk
 from pyromix.errors import NumericalError
 
 Density = Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -60,6 +61,7 @@ def sample_chain(
     target_accept: float,
     max_depth: int,
     report: Callable[[tuple[int, int]], None],
+    walk: NativeWalk | None = None,
 ) -> Chain:
     """One chain.
 
@@ -69,31 +71,58 @@ def sample_chain(
         ``z -> (log density, gradient)``, on all of R^d.
     report
         Called now and then with the draws made and the divergences met.
+    walk
+        The same density in C, if it is to be had.
     """
     from nutpie import _lib
-    from nutpie.compiled_pyfunc import from_pyfunc
 
     size = len(start)
-    model = from_pyfunc(
-        size,
-        lambda: _guarded(density),
-        lambda seed1, seed2, chain: lambda z: {"z": np.array(z)},
-        [np.dtype("float64")],
-        [(size,)],
-        ["z"],
-        make_initial_point_fn=lambda seed: start.copy(),
-    )
     settings = _lib.PyNutsSettings.Diag(seed)
     settings.num_tune, settings.num_draws, settings.num_chains = tune, draws, 1
     settings.target_accept, settings.maxdepth = target_accept, max_depth
     progress = _lib.ProgressType.template_callback(REPORT, TEMPLATE, 1, lambda text: _report(text, report))
-    sampler = model._make_sampler(settings, np.zeros(size), 1, progress, _lib.PyStorage.arrow())
+    storage = _lib.PyStorage.arrow()
+    if walk is None:
+        model = _python_model(density, start)
+        sampler = model._make_sampler(settings, np.zeros(size), 1, progress, storage)
+    else:
+        sampler = _lib.PySampler.from_pymc(settings, 1, _native_model(walk, start), progress, storage)
     try:
         sampler.wait(None)
     except RuntimeError as error:
         raise NumericalError(f"nutpie stopped: {' '.join(str(error).split())[:400]}") from error
     values, stats = sampler.take_results().get_arrow_trace()
     return _chain(values[0], stats[0], tune, size)
+
+
+def _python_model(density: Density, start: np.ndarray) -> Any:
+    from nutpie.compiled_pyfunc import from_pyfunc
+
+    return from_pyfunc(
+        len(start),
+        lambda: _guarded(density),
+        lambda seed1, seed2, chain: lambda z: {"z": np.array(z)},
+        [np.dtype("float64")],
+        [(len(start),)],
+        ["z"],
+        make_initial_point_fn=lambda seed: start.copy(),
+    )
+
+
+def _native_model(walk: NativeWalk, start: np.ndarray) -> Any:
+    """What nutpie makes of a program of PyMC: a density and a copy of each draw by their addresses."""
+    from nutpie import _lib
+
+    size = len(start)
+
+    def no_adapter(*arguments: Any, **options: Any) -> None:
+        raise NotImplementedError  # asked for by flows alone
+
+    density = _lib.LogpFunc(walk.density, walk.data, walk)
+    copy = _lib.ExpandFunc(size, size, walk.copy, walk.data, walk)
+    sizes: dict[str, int] = {}  # filled in by the next call
+    variables = _lib.PyVariable.new_variables(["z"], ["float64"], [[size]], sizes, {})
+    return _lib.PyMcModel(density, copy, variables, size, sizes, {}, lambda seed: start.copy(), no_adapter)
 
 
 def _guarded(density: Density) -> Density:

@@ -264,6 +264,7 @@ class _Run:
                 target_accept=backend.target_accept,
                 max_depth=backend.max_depth,
                 report=send,
+                **({"walk": self.target.native()} if backend.engine == "nutpie" else {}),
             )
 
         return work

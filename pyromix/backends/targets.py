@@ -19,6 +19,7 @@ from pyromix.backends.coordinates import (
     plain_coordinates,
 )
 from pyromix.backends.hyper_posterior import HyperPosterior, Mode, default_marginal
+from pyromix.backends.native_walk import NativeWalk, native_walk
 from pyromix.backends.reinstate import reinstate
 from pyromix.backends.training import Trained
 from pyromix.backends.warm_start import WarmStart
@@ -56,6 +57,10 @@ class AbstractTarget(ABC):
     @abstractmethod
     def density(self, w: np.ndarray) -> tuple[float, np.ndarray]:
         """Log density up to a constant, and its gradient; -inf where it cannot be computed."""
+
+    def native(self) -> NativeWalk | None:
+        """The density in C, if all of it is compiled."""
+        return None
 
     @abstractmethod
     def draws(self, w: np.ndarray, seed: int, cores: int, done: Callable[[int], None]) -> Draws:
@@ -113,13 +118,13 @@ class JointTarget(AbstractTarget):
 
     def __init__(self, potential: Potential, coordinates: Callable[[Density], Coordinates], evaluations: int) -> None:
         self.potential, self.size = potential, potential.size
-        self._function = potential.value_and_gradient(mode="eager", evaluations=1)
-        self.coordinates = coordinates(self._raw)
         self._function = potential.value_and_gradient(evaluations=evaluations)
+        self.coordinates = coordinates(self._raw)  # a search for modes may take thousands of evaluations too
         self.note = {"evaluated": self._function.mode, "spherical": sorted(potential.spherical)}
         if self._function.reason:
             self.note["reason"] = self._function.reason
         self._density = self.coordinates.density(self._raw)
+        self._native = native_walk(self._function, self.coordinates, self.size)
 
     def _raw(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         try:
@@ -131,6 +136,9 @@ class JointTarget(AbstractTarget):
 
     def density(self, w: np.ndarray) -> tuple[float, np.ndarray]:
         return self._density(w)
+
+    def native(self) -> NativeWalk | None:
+        return self._native
 
     def draws(self, w: np.ndarray, seed: int, cores: int, done: Callable[[int], None]) -> Draws:
         z = np.stack([self.coordinates.z(row) for row in w])

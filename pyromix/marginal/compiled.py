@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,30 +65,43 @@ class Found:
 
 
 class CompiledModes:
-    """The mode search of one program and data set, in C.
+    """The mode search of one program and data set, in C; the compiler works in a thread until the first search.
 
     Raises
     ------
     native.Unsupported
-        On construction: no compiler, an operation of the family that C is not known for, or a pattern for which other
-        code is faster.
+        On construction: an operation of the family that C is not known for, or a pattern for which other code is
+        faster. At the first search: no compiler.
     """
 
     def __init__(self, plan: Plan, family: AbstractFamily, dispersion: Mapping[str, torch.Tensor]) -> None:
         self.plan = plan
         writer = Writer(pattern_of(plan.layout, len(plan.obs)), len(dispersion), LIMITS)
         texts, constants = _family_texts(plan, family, dispersion)
-        library = native.compile_texts([*texts, writer.text()])
         self._held = constants, writer.held
-        self._run, self._sample = library.run, library.sample
-        self._run.restype, self._sample.restype = ctypes.c_int, None
-        self._run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_double] + [ctypes.c_void_p] * 5
-        self._sample.argtypes = [ctypes.c_void_p] * 4
+        pool = ThreadPoolExecutor(1)
+        self._compiling = pool.submit(native.compile_texts, [*texts, writer.text()])
+        pool.shutdown(wait=False)
         self.total, self.factor_size = writer.total, writer.factor_size
         self._parts = [
             (slice(start, start + term.size), (term.levels, term.q))
             for start, term in zip(writer.offsets, plan.layout.terms, strict=True)
         ]
+
+    @cached_property
+    def _run(self) -> Any:
+        """The C function `run`, when the compiler is done."""
+        function = self._compiling.result().run
+        function.restype = ctypes.c_int
+        function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_double] + [ctypes.c_void_p] * 5
+        return function
+
+    @cached_property
+    def _sample(self) -> Any:
+        function = self._compiling.result().sample
+        function.restype = None
+        function.argtypes = [ctypes.c_void_p] * 4
+        return function
 
     def search(
         self,

@@ -14,7 +14,7 @@ Fournier, 2006, in closed form for this class).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -185,34 +185,43 @@ class BoundLaplace(BoundMarginal):
         Where the next mode search starts.
     decrement
         Where it ends; values without gradients can do with less.
-    compiled
-        The same search in C, after `compile`.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.warm: Arrays | None = None
         self.decrement = DECREMENT
-        self.compiled: CompiledModes | None = None
+        self._compiled: CompiledModes | None = None
+        self._started: tuple[CompiledModes, Record] | None = None
+
+    @property
+    def compiled(self) -> CompiledModes | None:
+        """The same search in C, after `compile`, if it could be had and agrees with the search here."""
+        if self._started is not None:
+            (made, record), self._started = self._started, None
+            start = self.warm
+            self._compiled = self._tried(lambda: made if not self._disagreement(made, record) else None)
+            self.warm = start
+        return self._compiled
 
     def compile(self, record: Record) -> None:
-        """Search modes in C from now on, if that can be had and agrees with the search here at a run of the program."""
+        """Search modes in C from now on; the compiler works beside what comes next."""
         from pyromix.marginal.compiled import CompiledModes  # it builds on this module
 
-        if self.compiled is not None or self.plan.moving or not self.plan.layout.terms:
+        if self._compiled is not None or self.plan.moving or not self.plan.layout.terms:
             return
         role = data_of(record)
-        try:
-            made = CompiledModes(self.plan, role.family, role.dispersion)
-            problem = self._disagreement(made, record)
-        except Exception as error:  # tracers and compilers fail in any class; the way without always works
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        if problem:
-            log.info("mode search not compiled: %s", problem)
-        else:
-            self.compiled = made
+        made = self._tried(lambda: CompiledModes(self.plan, role.family, role.dispersion))
+        self._started = None if made is None else (made, record)
 
-    def _disagreement(self, made: CompiledModes, record: Record) -> str:
+    def _tried(self, make: Callable[[], CompiledModes | None]) -> CompiledModes | None:
+        try:
+            return make()
+        except Exception as error:  # tracers and compilers fail in any class; the way without always works
+            log.info("mode search not compiled: %s: %s", type(error).__name__, " ".join(str(error).split())[:300])
+            return None
+
+    def _disagreement(self, made: CompiledModes, record: Record) -> bool:
         """Compare value and gradient at a mode, from zero."""
         inputs = [part.detach().clone().requires_grad_(True) for part in self._inputs(record)]
         problem, tril, moving = self.problem(record)
@@ -222,11 +231,14 @@ class BoundLaplace(BoundMarginal):
             slopes = torch.autograd.grad(value, inputs, allow_unused=True)
         found = made.search(inputs, self.warm, self.decrement, gradient=True)
         if found is None:
-            return "its search failed where this one did not"
+            log.info("compiled mode search not used: it failed where the other did not")
+            return True
         pairs = [(torch.full_like(value, found.log_marginal), value.detach())]
         pairs += [(got, want) for got, want in zip(found.slopes, slopes, strict=True) if want is not None]
         far = any(not bool((got - want).abs().max() <= AGREEMENT * (1 + want.abs().max())) for got, want in pairs)
-        return "its results differ" if far else ""
+        if far:
+            log.info("compiled mode search not used: its results differ")
+        return far
 
     def _inputs(self, record: Record) -> list[torch.Tensor]:
         """What the log marginal depends on: predictor, factors L, dispersion."""
@@ -239,11 +251,12 @@ class BoundLaplace(BoundMarginal):
 
     def _search(self, inputs: Sequence[torch.Tensor], gradient: bool = False, keep: bool = False) -> Found | None:
         """By compiled code, from the last mode; ``None`` where there is none, or where it fails."""
-        if self.compiled is None:
+        compiled = self.compiled
+        if compiled is None:
             return None
-        found = self.compiled.search(inputs, self.warm, self.decrement, gradient, keep)
+        found = compiled.search(inputs, self.warm, self.decrement, gradient, keep)
         if found is not None:
-            self.warm = self.compiled.split(found.b)
+            self.warm = compiled.split(found.b)
         return found
 
     def problem(self, record: Record) -> tuple[Problem, list[torch.Tensor], list[Any]]:

@@ -125,6 +125,11 @@ class Function:
         self._made = [entry for entry in self._shapes if entry is not None]
         self._plain = plain
 
+    @property
+    def address(self) -> int:
+        """Of the C function, which takes addresses of inputs and outputs."""
+        return int(ctypes.cast(self._run, ctypes.c_void_p).value or 0)
+
     def __call__(self, *inputs: torch.Tensor) -> Any:
         inputs = tuple([tensor.contiguous() for tensor in inputs])  # itself where it is so
         made = [torch.empty(shape, dtype=dtype) for shape, dtype in self._made]
