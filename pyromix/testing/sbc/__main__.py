@@ -16,7 +16,7 @@ from pyromix.testing.sbc import report
 from pyromix.testing.sbc.bugs import planted
 from pyromix.testing.sbc.campaign import Cell, Verdict, calibrate, judge, read
 from pyromix.testing.sbc.controls import PAIRS, caught, wrong_cell
-from pyromix.testing.sbc.models import FAMILIES, family_problem
+from pyromix.testing.sbc.models import FAMILIES, STRUCTURES, problem_of
 from pyromix.testing.sbc.problem import RANKS, by_backend
 
 
@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
         default=["nuts", "nested-laplace"],
         help="nuts, nuts:marginal, nested-laplace, nested-laplace:corrected, svi:GUIDE (default: %(default)s)",
     )
-    found.add_argument("--family", nargs="+", default=list(FAMILIES), choices=FAMILIES, help="default: all three")
+    names = (*FAMILIES, *STRUCTURES)
+    found.add_argument("--family", nargs="+", default=list(FAMILIES), choices=names, help="default: the three families")
     found.add_argument("--bugs", nargs="*", metavar="BUG", help="planted bugs instead: all, or those named")
     found.add_argument("-n", "--count", type=int, default=200, help="simulations a cell (default: %(default)s)")
     found.add_argument("--no-confirm", action="store_true", help="do not simulate again what is flagged")
@@ -102,7 +103,7 @@ def _families(name: str, options: argparse.Namespace) -> bool:
     """Calibrate a backend on every family asked for; whether nothing failed."""
     sampler, good = by_backend(backend_of(name, options)), True
     for family in options.family:
-        cell = Cell(f"{name}/{family}", family_problem(family), sampler, settings_of(name, options), options.seed)
+        cell = Cell(f"{name}/{family}", problem_of(family), sampler, settings_of(name, options), options.seed)
         verdict = _calibrated(cell, options, options.count)
         print(report.table(verdict), flush=True)
         good = good and not verdict.failed

@@ -1,4 +1,4 @@
-"""The models that are calibrated: a correlated random intercept and slope under three families, priors proper."""
+"""The models that are calibrated, priors proper: correlated intercepts and slopes in three families, and structures."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro.distributions as dist
 import torch
 
-from pyromix.covariances import IID, Unstructured
+from pyromix.covariances import AR1, GP, IID, Kinship, Unstructured
 from pyromix.effects import LinearEffect, RandomEffect
 from pyromix.families import AbstractFamily, Binomial, Gaussian, Poisson
 from pyromix.program import observe
 from pyromix.testing.sbc.problem import Problem
 
 FAMILIES = ("gaussian", "binomial", "poisson")
+STRUCTURES = ("ar1", "kinship", "gp")  # of levels, under Gaussian responses
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,36 @@ def family_problem(family: str, groups: int = 15, size: int = 7) -> Problem:
     structure = Unstructured(sd=dist.HalfNormal(_t(sd)), corr=dist.LKJCholesky(2, _t(2.0)))
     effect = RandomEffect("g", structure, levels=groups)
     return Problem(family, _program(response, linear, effect, slopes=True), data, _respond)
+
+
+def structure_problem(name: str, levels: int = 25, size: int = 3) -> Problem:
+    r"""Levels correlated by one of the `STRUCTURES`, Gaussian responses.
+
+    .. math:: y_n \sim N(x_n'\beta + u_{g(n)}, \sigma^2), \quad u \sim N(0, sd^2 C), \quad sd \sim HalfNormal(0.7)
+
+    ``ar1``: times, :math:`\rho \sim U(-1, 1)`. ``kinship``: VanRaden's matrix of markers with fixed seed. ``gp``: a
+    Matern process of smoothness 3/2 over places in (0, 1), its length LogNormal(log 0.2, 0.5).
+    """
+    data = rows(levels, size)
+    sd = dist.HalfNormal(_t(0.7))
+    rng = np.random.default_rng(7)
+    length = {"lengthscale": dist.LogNormal(_t(np.log(0.2)), _t(0.5))}
+    markers = pd.DataFrame(rng.binomial(2, rng.uniform(0.1, 0.9, 60), (levels, 60)), index=range(levels))
+    structure, coords = {
+        "ar1": lambda: (AR1(sd=sd), None),
+        "kinship": lambda: (Kinship(markers=markers, sd=sd), None),
+        "gp": lambda: (GP(["MaternKernel", {"nu": 1.5}, {}, []], sd=sd, priors=length), rng.uniform(0, 1, levels)),
+    }[name]()
+    response = Gaussian(sigma=dist.LogNormal(_t(np.log(0.5)), _t(0.5)))
+    linear = LinearEffect("beta", dist.Normal(_t(0.0, 0.0), _t(0.7, 0.7)))
+    places = None if coords is None else torch.from_numpy(coords)
+    effect = RandomEffect("g", structure, levels=levels, coords=places)
+    return Problem(name, _program(response, linear, effect), data, _respond)
+
+
+def problem_of(name: str) -> Problem:
+    """The problem of a family or structure by its name."""
+    return structure_problem(name) if name in STRUCTURES else family_problem(name)
 
 
 def intercept_problem(name: str, family: AbstractFamily, data: Rows, beta_sd: float, sd: Any) -> Problem:
