@@ -87,9 +87,11 @@ def _map(field: Field, title: str) -> Figure:
             table[np.searchsorted(y, places[:, 1]), np.searchsorted(x, places[:, 0])] = values
             shown: Any = axis.pcolormesh(x, y, table, shading="nearest", **how)
         else:
-            shown = axis.scatter(*places.T, c=values, s=18, linewidth=0, **how)
+            shown = axis.scatter(places[:, 0], places[:, 1], c=values, s=18, linewidth=0, **how)
         if whole and len(field.data) <= SCATTERED:
-            axis.scatter(*field.data.T, s=8, facecolors="none", edgecolors=plots.INK, linewidths=0.5)
+            axis.scatter(
+                field.data[:, 0], field.data[:, 1], s=8, facecolors="none", edgecolors=plots.INK, linewidths=0.5
+            )
         axis.set_aspect("equal")
         axis.set_title(label, fontsize=10, color=plots.INK, loc="left")
         bar = figure.colorbar(shown, ax=axis, shrink=0.8)
