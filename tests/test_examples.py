@@ -137,3 +137,42 @@ def test_a_map_by_a_field_on_a_mesh(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(found["mean"]) == 3103 and 0.05 < found["sd"].min() < found["sd"].max() < 0.45
     assert (tmp_path / "zinc.png").stat().st_size > 20_000
     assert "SD of log zinc on the map" in capsys.readouterr().out
+
+
+def test_deaths_are_mapped_by_neighbours(tmp_path: Path) -> None:
+    fits = load("infant_deaths").main(["--out", str(tmp_path / "deaths.png"), "--draws", "200"])
+    assert (tmp_path / "deaths.png").stat().st_size > 20_000
+    point, posterior = (fit.fixed_effects()["estimate"] for fit in fits.values())
+    assert posterior["share"] == pytest.approx(point["share"], abs=0.3) and posterior["share"] > 1
+    rates = [1000 * fit.predict() / pmx.datasets.load("nc_sids")["births"] for fit in fits.values()]
+    assert np.corrcoef(*rates)[0, 1] > 0.95
+
+
+def test_growth_is_best_with_an_sd_for_each_sex() -> None:
+    """nlme: lme(distance ~ age8 * Sex, random = ~ age8 | Subject, weights = varIdent(form = ~ 1 | Sex)), ML."""
+    table = load("growth_curves").main([])
+    assert table.index[0] == "intercept, an SD a sex"
+    assert table.loc["line, an SD a sex", "log-likelihood"] == pytest.approx(-203.021194, abs=1e-3)
+    assert table.loc["homcs(occasions)", "log-likelihood"] == pytest.approx(
+        table.loc["intercept", "log-likelihood"], abs=0.01
+    )
+
+
+def test_the_lake_is_forecast(tmp_path: Path) -> None:
+    """arima(LakeHuron, c(2, 0, 0)) has -103.63, c(1, 0, 1) -103.25; without the gauge's error of 0.05 feet."""
+    table = load("lake_levels").main(["--out", str(tmp_path / "lake.png")])
+    assert table.loc["AR(2)", "log-likelihood"] == pytest.approx(-103.63, abs=0.1)
+    assert table.loc["ARMA(1, 1)", "log-likelihood"] == pytest.approx(-103.25, abs=0.1)
+    assert table.loc["AR(1)", "log-likelihood"] == pytest.approx(table.loc["OU", "log-likelihood"], abs=1e-4)
+    assert (tmp_path / "lake.png").stat().st_size > 20_000
+
+
+def test_soil_and_relatives_rank_lines_better() -> None:
+    found = load("field_trial").main([])["correlation with truth"]
+    assert found["lines alone"] < found["lines, relatives and soil"] and found["lines, relatives and soil"] > 0.85
+
+
+def test_pupils_who_changed_schools() -> None:
+    example = load("changed_schools")
+    alone, both = (fit.variance_components().iloc[0]["sd"] for fit in example.main([]).values())
+    assert alone < both and both == pytest.approx(example.SD, abs=0.2)

@@ -93,7 +93,7 @@ class AR1(Covariance):
         """Coefficients on the places before each, and what they leave of the variance, in sorted order."""
         chains = in_steps(chains, "AR1")
         linked, gap = torch.from_numpy(chains.linked), torch.from_numpy(chains.gap)
-        decay = torch.where(linked, theta["rho"] ** gap, 0.0)
+        decay = torch.where(linked, theta["rho"].expand(gap.shape) ** gap, 0.0)
         return [decay], 1 - decay**2
 
 

@@ -152,7 +152,7 @@ def build(
             columns, rows = columns.keep(keep), rows.keep(keep)
             aligned = {name: None if value is None else value[keep] for name, value in aligned.items()}
     n = len(rows.index)
-    gaussian = family is None or bool(getattr(family, "has_residual", False))
+    gaussian = family is None or bool(getattr(family, "has_residual", False)) and not _fixed_residual(family)
 
     name, y, trials = read_response(formula, columns, functions, rows)
     notes = checks.response(name, y, trials, proper_priors)
@@ -218,6 +218,12 @@ def build(
         "notes": tuple(dict.fromkeys(notes)),
         "state": state,
     }
+
+
+def _fixed_residual(family: Any) -> bool:
+    """Whether the residual's SD is given: then as many effects as rows tell something of their own SDs."""
+    declared = family.parameters() if hasattr(family, "parameters") else ()
+    return bool(declared) and all(parameter.fixed is not None for parameter in declared)
 
 
 def _check_response_alone(formula: Formula) -> None:
