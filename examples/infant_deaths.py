@@ -38,7 +38,7 @@ def make_model(data: pd.DataFrame, neighbours: dict[str, list[str]]) -> pmx.Mode
 
 def draw(data: pd.DataFrame, fit: pmx.Fit, path: Path) -> None:
     """Rates as counted and as estimated, at the county seats; areas of the circles are births."""
-    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    figure = Figure(figsize=(7.5, 6.2), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     counted = 1000 * data["deaths"] / data["births"]
     estimated = 1000 * fit.predict() / data["births"]
