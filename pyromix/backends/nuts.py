@@ -48,7 +48,7 @@ class NUTS(AbstractBackend):
     ----------
     draws, tune
         Draws kept, and draws of adaptation before them, per chain; by default 400 of these where the coordinates come
-        from the mode of the hyper-parameters' posterior, 200 with `marginal`, 1000 otherwise.
+        from the mode of the hyper-parameters' posterior, 200 with `marginal`, 500 otherwise.
     chains
         Number of chains, each in a process of its own.
     marginal

@@ -50,7 +50,7 @@ class AbstractTarget(ABC):
         mode, so that little is left to adapt, and fewest where the effects are integrated out besides.
     """
 
-    tune: int = 1000
+    tune: int = 500
     size: int
     note: dict[str, Any]
 
