@@ -11,6 +11,7 @@ import torch
 from torch.distributions import constraints
 
 from pyromix.backends.chart import FactorEntry
+from pyromix.backends.point import flat_ends
 from pyromix.errors import (
     ApproximationWarning,
     ConvergenceWarning,
@@ -57,8 +58,10 @@ def findings(
     search: Search, optimum: Optimum, point: Mapping[str, torch.Tensor], record: Record, log_likelihood: float
 ) -> list[HealthRecord]:
     """Every finding about the optimum."""
+    flat = flat_ends(search.objective, optimum)
     return [
-        *_convergence(optimum),
+        *_convergence(optimum, flat),
+        *_flat(flat, point),
         *_boundary(search, point),
         *_residual(search, record),
         *_precision(search, record),
@@ -87,7 +90,18 @@ def warn(found: Sequence[HealthRecord]) -> None:
             warnings.warn(message, _WARNINGS[record.code], stacklevel=5)
 
 
-def _convergence(optimum: Optimum) -> list[HealthRecord]:
+def _flat(flat: Mapping[int, str], point: Mapping[str, torch.Tensor]) -> list[HealthRecord]:
+    remedy = (
+        "It ran towards zero until the likelihood was flat: the effects take all of it up. Hold it at a small number, "
+        "or describe the residuals by the structure itself, Gaussian(residual=...)."
+    )
+    return [
+        HealthRecord("singular", "warn", float(point[name].min()), 0.0, name, remedy)
+        for name in dict.fromkeys(flat.values())
+    ]
+
+
+def _convergence(optimum: Optimum, flat: Mapping[int, str]) -> list[HealthRecord]:
     out = []
     if optimum.decrement > CONVERGED:
         worst = int(np.argmax(np.abs(optimum.gradient)))
@@ -103,7 +117,8 @@ def _convergence(optimum: Optimum) -> list[HealthRecord]:
             )
         )
     if optimum.hessian is not None and len(optimum.t):
-        smallest = float(np.linalg.eigvalsh(optimum.hessian)[0])
+        keep = [k for k in range(len(optimum.t)) if k not in flat]
+        smallest = float(np.linalg.eigvalsh(optimum.hessian[np.ix_(keep, keep)])[0]) if keep else 0.0
         if smallest < -1e-6:
             out.append(
                 HealthRecord(

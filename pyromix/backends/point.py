@@ -16,7 +16,25 @@ from pyromix.marginal.base import BoundMarginal
 from pyromix.results.estimate import Draws
 from pyromix.running import Program, Site, run
 
+FLAT_SD, FLAT_CURVATURE = 1e-2, 1e-3  # an SD in units of its scale; information in units of that of a sharp one
 DEGENERATE = 1e-4  # distance from the boundary, on the chart, within which a coordinate has no standard error
+
+
+def flat_ends(objective: Objective, optimum: Optimum) -> dict[int, str]:
+    """Coordinates of SDs that ran towards zero until the likelihood was flat, and their sites.
+
+    A residual SD beside effects that can take all of it up has no zero to stop at, only a logarithm to follow.
+    """
+    hessian = optimum.hessian
+    if hessian is None:
+        return {}
+    at, out = objective.flat(optimum.t), {}
+    for entry in objective.chart.entries:
+        if entry.kind == "positive":
+            for k in range(objective.chart.slices[entry.name].start, objective.chart.slices[entry.name].stop):
+                if float(at[k]) < np.log(FLAT_SD) and hessian[k, k] < FLAT_CURVATURE:
+                    out[k] = entry.name
+    return out
 
 
 class PointCovariance(Mapping[str, torch.Tensor]):
@@ -79,6 +97,8 @@ class PointCovariance(Mapping[str, torch.Tensor]):
             if entry.kind == "correlation":
                 part = chart.slices[entry.name]
                 free[part] = bool((values[entry.name].diagonal() ** 2 > 2 * DEGENERATE).all())
+        for k in flat_ends(self._objective, self._optimum):
+            free[k] = False
         return free
 
     @cached_property

@@ -20,7 +20,7 @@ import torch
 from pyro import poutine
 
 import pyromix as pmx
-from pyromix.errors import ConfigError, DataError, FormulaError, StructureError, UnsupportedError
+from pyromix.errors import ConfigError, DataError, FormulaError, SingularFitWarning, StructureError, UnsupportedError
 from pyromix.marginal.plan import data_of, make_plan
 from pyromix.running import run
 
@@ -485,3 +485,17 @@ def test_what_correlated_residuals_do_not_have(fitted: pmx.Fit) -> None:
 
 def test_nothing_is_left_in_pyro() -> None:
     assert not list(pyro.get_param_store().keys())
+
+
+def test_a_residual_beside_an_effect_a_row_runs_to_zero() -> None:
+    """stats::arima(LakeHuron, c(1, 0, 0)), R 4.2.2: log-likelihood -106.60, ar1 0.8375, intercept 579.1153 (0.4240)."""
+    df = pmx.datasets.load("LakeHuron")
+    with pytest.warns(SingularFitWarning, match=r"level\.sigma .* It ran towards zero"):
+        effect = pmx.model("level ~ 1 + ar1(1 | year)", df).fit(progress=False)
+    residual = pmx.model("level ~ 1", df, pmx.Gaussian(residual=AR1("year"))).fit(progress=False)
+    assert effect.status.name == "SINGULAR" and residual.status.name == "CONVERGED"
+    for fit, rho in ((effect, "year.rho"), (residual, "level.rho")):
+        assert fit.log_likelihood == pytest.approx(-106.60, abs=0.005)
+        assert float(fit.estimate.point[rho]) == pytest.approx(0.8375, abs=3e-4)
+        row = fit.fixed_effects().iloc[0]
+        assert row["estimate"] == pytest.approx(579.1153, abs=2e-3) and row["se"] == pytest.approx(0.4240, abs=3e-3)
