@@ -32,6 +32,13 @@ class KnownCovariance:
         """Lower-triangular R with ``R R^T`` the matrix."""
         return self._make_root(self.matrix)
 
+    @cached_property
+    def inverse_root(self) -> torch.Tensor | None:
+        """Pseudo-inverse of R where the matrix is singular; ``None`` where it is not."""
+        if bool((self.root.diagonal() > 0).all()):
+            return None
+        return torch.linalg.pinv(self.root, rtol=1e-10)
+
     def decomposed(self, present: np.ndarray, root_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Eigenvalues, ascending and not below zero, and eigenvectors of ``N^1/2 K N^1/2`` over some levels.
 
@@ -121,7 +128,11 @@ class KnownOperator(AbstractOperator):
         return self._rooted.factor(b)
 
     def solve_factor(self, u: torch.Tensor) -> torch.Tensor:
-        return self._rooted.solve_factor(u)
+        """As of any operator; where K is singular, the shortest b that `factor` takes to u."""
+        inverse = self._known.inverse_root
+        if inverse is None:
+            return self._rooted.solve_factor(u)
+        return inverse.to(self.dtype) @ torch.linalg.solve_triangular(self._tril, u.mT, upper=False).mT
 
     def logdet_factor(self) -> torch.Tensor:
         return self._rooted.logdet_factor()
