@@ -81,6 +81,8 @@ def plot(verdict: Verdict, path: Path) -> None:
     from matplotlib.figure import Figure
 
     ranks = ranks_of(verdict.simulations)
+    if not ranks:  # no fit came to an end
+        return
     columns = min(4, max(1, len(ranks)))
     lines = -(-len(ranks) // columns)
     figure = Figure(figsize=(2.6 * columns, 1.9 * lines + 0.8), layout="constrained")
