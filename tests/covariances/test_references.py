@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gpytorch
 import numpy as np
 import pandas as pd
 import pytest
@@ -221,3 +222,29 @@ def test_autoregression_of_lake_huron() -> None:
         g__rho=rho,
         g__sd=(0.496517951365902 / (1 - rho**2)) ** 0.5,
     )
+
+
+def test_weeks_shared_by_all_pigs() -> None:
+    """glmmTMB(Weight ~ Time + (Time | Pig) + ar1(week + 0 | one)): an AR1 effect crossed with lines.
+
+    Its standard errors are of the joint information, a tenth larger than those of generalised least squares here.
+    """
+    df = pd.read_csv(DATA / "dietox.csv.gz", dtype={"Pig": str})
+    df["week"] = df["Time"]
+    found = pmx.model("Weight ~ Time + (Time | Pig) + ar1(1 | week)", df).fit(progress=False)
+    beta, pig = [17.4358342525676, 6.78345270952234], [4.48744127643383, 0.65288786410797]
+    check(found, -2100.67051402792, beta=beta, Pig__sd=pig, week__sd=1.5680520, week__rho=0.7979691)
+
+
+def test_lip_cancer_in_scotland() -> None:
+    """glmmTMB(cases ~ aff + offset(log(expected)) + exp(pos + 0 | grp), family = poisson), distances in 100 km."""
+    df = pd.read_csv(DATA / "scotland_lip.csv")
+    df = df.assign(aff=10 * df["AFF"], east=df["x"] / 100, north=df["y"] / 100)
+    process = pmx.GP(gpytorch.kernels.MaternKernel(nu=0.5), nugget=1e-8)
+    model = pmx.model(
+        "cases ~ aff + offset(log(expected)) + (1 | east:north)", df, pmx.Poisson(), covariances={"east:north": process}
+    )
+    values = {"east:north__sd": 0.595247248, "east:north__lengthscale": 0.863185572}
+    found = model.fit(progress=False)
+    check(found, -160.768692550604, beta=[0.392111298, 0.304275301], **values)
+    assert found.fixed_effects()["se"].to_numpy() == pytest.approx([0.307626389, 0.127691460], rel=1e-3)
