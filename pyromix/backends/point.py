@@ -99,7 +99,21 @@ class PointCovariance(Mapping[str, torch.Tensor]):
                 free[part] = bool((values[entry.name].diagonal() ** 2 > 2 * DEGENERATE).all())
         for k in flat_ends(self._objective, self._optimum):
             free[k] = False
+        if bool(free.all()) or not any(entry.kind == "other" for entry in chart.entries):
+            return free
+        hessian = self._hessian
+        for entry in chart.entries:  # the decay of an effect that is zero, which the data say nothing of
+            if entry.kind == "other":
+                for k in range(chart.slices[entry.name].start, chart.slices[entry.name].stop):
+                    free[k] = bool(hessian[k, k] >= FLAT_CURVATURE)
         return free
+
+    @property
+    def _hessian(self) -> np.ndarray:
+        if self._optimum.hessian is None:
+            with torch.enable_grad():  # draws are asked for where gradients are off
+                self._optimum.hessian = self._objective.hessian(self._optimum.t, self._optimum.gradient)
+        return self._optimum.hessian
 
     @cached_property
     def flat(self) -> torch.Tensor:
@@ -108,12 +122,7 @@ class PointCovariance(Mapping[str, torch.Tensor]):
         out = np.zeros((size, size))
         keep = np.flatnonzero(self.free.numpy())
         if len(keep):
-            hessian = self._optimum.hessian
-            if hessian is None:
-                with torch.enable_grad():  # draws are asked for where gradients are off
-                    hessian = self._objective.hessian(self._optimum.t, self._optimum.gradient)
-                self._optimum.hessian = hessian
-            block = hessian[np.ix_(keep, keep)]
+            block = self._hessian[np.ix_(keep, keep)]
             try:
                 np.linalg.cholesky(block)
                 inverse = np.linalg.inv(block)

@@ -297,3 +297,17 @@ def test_quadrature_is_for_one_grouping_factor(formula: str) -> None:
     names = "g, row" if "row" in formula else "g, g:h"
     with pytest.raises(pmx.UnsupportedError, match=rf"GaussHermite\(\).*one grouping factor; {names}.*Laplace\(\)"):
         fit(formula, df, pmx.Poisson(), pmx.MaximumLikelihood(pmx.GaussHermite(5)))
+
+
+@pytest.mark.filterwarnings("ignore::pyromix.errors.SingularFitWarning")
+def test_an_effect_of_no_variance_leaves_the_other_standard_errors() -> None:
+    """Its correlation then means nothing; coefficients have the errors of the model without the effect."""
+    rng = np.random.default_rng(7)
+    df = pd.DataFrame({"t": np.tile(np.arange(8), 12), "x": rng.normal(size=96)})
+    df["y"] = (rng.random(96) < 1 / (1 + np.exp(-0.3 - 0.5 * df["x"]))).astype(int)
+    with_effect = pmx.model("y ~ x + ar1(1 | t)", df, pmx.Binomial()).fit(progress=False)
+    without = pmx.model("y ~ x", df, pmx.Binomial()).fit(progress=False)
+    assert with_effect.status.name == "SINGULAR"
+    found, expected = with_effect.fixed_effects()["se"], without.fixed_effects()["se"]
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    assert float(with_effect.draws()["beta"].std(0)[1]) > 0.5 * expected.iloc[1]
