@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 
 from pyromix.covariances import regression
 from pyromix.effects.parameter_site import parameter_site, record
 from pyromix.errors import ConfigError, UnsupportedError
+from pyromix.remembered import remembered
 from pyromix.sites import Chain, Data
 
 
@@ -65,9 +67,9 @@ def _ratios(name: str, variance: Any, columns: Mapping[str, Any]) -> torch.Tenso
 
 def _chained(name: str, role: Data, residual: Any, columns: Mapping[str, Any]) -> Data:
     structure = regression.residual_structure(residual, f"observe({name!r}): residual")
-    rows = None if role.mask is None or bool(role.mask.all()) else role.mask.nonzero()[:, 0]
+    rows = _counting(role.mask, role.weights)
     if rows is not None:  # rows that do not count are passed over
-        columns = {key: [value[k] for k in rows.tolist()] for key, value in columns.items()}
+        columns = {key: _picked(columns[key], rows) for key in regression.columns_of(structure)}
     count = len(role.eta) if rows is None else len(rows)
     occasions = regression.read_occasions(structure, columns, count, f"observe({name!r})")
     theta = {}
@@ -84,6 +86,23 @@ def _chained(name: str, role: Data, residual: Any, columns: Mapping[str, Any]) -
     obs = role.eta if role.obs is None else role.obs
     eta = obs - chain.lead(obs - role.eta)
     return replace(role, eta=eta, dispersion={"sigma": sigma * at.scale}, chain=chain, plain=role)
+
+
+@remembered
+def _counting(mask: torch.Tensor | None, weights: torch.Tensor | None) -> torch.Tensor | None:
+    """Positions of the rows that a mask and weights of zero leave; ``None`` for all."""
+    keep = [part for part in (mask, None if weights is None else weights != 0) if part is not None]
+    counts = torch.stack(keep).all(0) if keep else torch.ones(1, dtype=torch.bool)
+    return None if bool(counts.all()) else counts.nonzero()[:, 0]
+
+
+@remembered
+def _picked(column: Any, rows: torch.Tensor) -> np.ndarray:
+    """Some rows of a column, read-only."""
+    values = column.numpy() if isinstance(column, torch.Tensor) else np.asarray(column)
+    out = values[rows.numpy()]
+    out.flags.writeable = False
+    return out
 
 
 def _among(at: regression.Regression, rows: torch.Tensor, n: int) -> regression.Regression:

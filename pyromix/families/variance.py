@@ -13,6 +13,7 @@ from torch.distributions import constraints
 
 from pyromix.errors import ConfigError, DataError
 from pyromix.parameters import Argument, Parameter, encode, parameter
+from pyromix.remembered import remembered
 
 
 class AbstractVariance(ABC):
@@ -43,7 +44,7 @@ class AbstractVariance(ABC):
     def config(self) -> dict[str, Any]:
         """Class and constructor arguments as plain JSON values."""
         name = type(self).__name__
-        plain = {k: v if isinstance(v, list) else encode(v, f"{name}({k}=...)") for k, v in vars(self).items()}
+        plain = {k: list(v) if isinstance(v, tuple) else encode(v, f"{name}({k}=...)") for k, v in vars(self).items()}
         return {"class": name, **plain}
 
     def __repr__(self) -> str:
@@ -79,11 +80,11 @@ class VarIdent(AbstractVariance):
     def __init__(self, column: str, ratio: Argument = None, strata: Sequence[Any] | None = None) -> None:
         self._set_column(column)
         self.ratio = ratio
-        self.strata = None if strata is None else list(strata)
+        self.strata = None if strata is None else tuple(strata)
         if self.strata is not None and len(set(self.strata)) < max(2, len(self.strata)):
             raise ConfigError(
-                f"VarIdent({column!r}, strata={self.strata!r}): there must be two or more that differ; leave variance= "
-                "out where the SD is the same everywhere."
+                f"VarIdent({column!r}, strata={list(self.strata)!r}): there must be two or more that differ; leave "
+                "variance= out where the SD is the same everywhere."
             )
 
     def with_strata(self, labels: Sequence[Any]) -> VarIdent:
@@ -93,7 +94,7 @@ class VarIdent(AbstractVariance):
     @property
     def labels(self) -> tuple[str, ...]:
         """Of the ratios."""
-        return tuple(map(str, (self.strata or [])[1:]))
+        return tuple(map(str, (self.strata or ())[1:]))
 
     def parameters(self, values: torch.Tensor | None = None) -> tuple[Parameter, ...]:
         count = len(self.strata) if self.strata is not None else 2 if values is None else int(values.max()) + 1
@@ -102,23 +103,28 @@ class VarIdent(AbstractVariance):
         return (parameter("ratio", self.ratio, support, default, (count - 1,), "VarIdent"),)
 
     def read(self, values: Any, where: str) -> torch.Tensor:
-        labels = values.numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-        found = np.unique(labels).tolist()
-        strata = found if self.strata is None else self.strata
-        if len(strata) < 2:
-            raise DataError(f"{where}: column {self.column!r} has the one stratum {found[0]!r}; leave variance= out.")
-        code = {label: k for k, label in enumerate(strata)}
-        out = np.array([code.get(label, -1) for label in labels.tolist()], dtype=np.int64)
-        if (out < 0).any():
-            at = int(np.argmax(out < 0))
-            known = ", ".join(map(repr, strata))
-            found = labels.tolist()[at]
-            raise DataError(f"{where}: column {self.column!r}, row {at}: {found!r} is no stratum; there are {known}.")
-        return torch.from_numpy(out)
+        return _strata(values, self.strata, f"{where}: column {self.column!r}")
 
     def scale(self, theta: Mapping[str, torch.Tensor], values: torch.Tensor) -> torch.Tensor:
         ratio = theta["ratio"]
         return torch.cat([ratio.new_ones(1), ratio])[values]
+
+
+@remembered
+def _strata(values: Any, known: tuple[Any, ...] | None, where: str) -> torch.Tensor:
+    """The stratum of every row, (n,); worked out once a column."""
+    labels = values.numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    found = np.unique(labels).tolist()
+    strata = found if known is None else known
+    if len(strata) < 2:
+        raise DataError(f"{where} has the one stratum {found[0]!r}; leave variance= out.")
+    code = {label: k for k, label in enumerate(strata)}
+    out = np.array([code.get(label, -1) for label in labels.tolist()], dtype=np.int64)
+    if (out < 0).any():
+        at = int(np.argmax(out < 0))
+        odd = labels.tolist()[at]
+        raise DataError(f"{where}, row {at}: {odd!r} is no stratum; there are {', '.join(map(repr, strata))}.")
+    return torch.from_numpy(out)
 
 
 class _VarCovariate(AbstractVariance):

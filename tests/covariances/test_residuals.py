@@ -318,6 +318,21 @@ def test_masked_rows_break_no_series() -> None:
     assert found == pytest.approx(gaussian(residual, covariance), abs=1e-9)
 
 
+def test_rows_of_no_weight_break_no_series() -> None:
+    """Frequency weights of zero leave rows out, and what they hold says nothing of those that follow them."""
+    df = sleepstudy()
+    weights = np.ones(len(df))
+    weights[[4, 57]] = 0
+    family = pmx.Gaussian(residual=AR1("Days", within="Subject"))
+    spoilt = df.assign(Reaction=np.where(weights > 0, df["Reaction"], 1e4))
+    weighted = pmx.model("Reaction ~ Days", spoilt, family, frequency_weights=weights).fit(progress=False)
+    without = pmx.model("Reaction ~ Days", df[weights > 0], family).fit(progress=False)
+    assert weighted.log_likelihood == pytest.approx(without.log_likelihood, abs=1e-6)
+    assert float(weighted.estimate.point["Reaction.rho"]) == pytest.approx(
+        float(without.estimate.point["Reaction.rho"]), abs=1e-5
+    )
+
+
 def test_draws_have_the_covariance() -> None:
     """Covariances of 40,000 draws within 5 standard errors: one of 300 pairs fails by chance in 6,000 runs."""
     family = pmx.Gaussian(
