@@ -226,6 +226,27 @@ def blocks_of(record: Record, plan: Plan, who: str) -> list[torch.Tensor]:
     return out
 
 
+def without_coefficients(eta: torch.Tensor, record: Record, designs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Take the part of some coefficients out of the predictor, unless the caller already set them to zero."""
+    for name, design in designs.items():
+        site = record.hypers.get(name)
+        if site is not None and bool((site.value != 0).any()):
+            eta = eta - design @ site.value
+    return eta
+
+
+def by_site(
+    estimate: np.ndarray, covariance: np.ndarray, designs: Mapping[str, torch.Tensor]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Estimate and covariance of each coefficient vector, from those of all side by side."""
+    out, at = {}, 0
+    for name, design in designs.items():
+        part = slice(at, at + design.shape[1])
+        at = part.stop
+        out[name] = (torch.from_numpy(estimate[part].copy()), torch.from_numpy(covariance[part, part].copy()))
+    return out
+
+
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """A float64 NumPy view without its graph."""
     return tensor.detach().to(torch.float64).numpy()

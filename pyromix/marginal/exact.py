@@ -24,7 +24,15 @@ from pyromix.errors import ConfigError, UnsupportedError
 from pyromix.linalg import selected
 from pyromix.linalg.block import Arrays
 from pyromix.linalg.factor import Factor
-from pyromix.marginal.base import AbstractMarginal, BoundMarginal, Conditional, as_numpy, blocks_of
+from pyromix.marginal.base import (
+    AbstractMarginal,
+    BoundMarginal,
+    Conditional,
+    as_numpy,
+    blocks_of,
+    by_site,
+    without_coefficients,
+)
 from pyromix.marginal.conditional import gaussian_conditional, shift_map
 from pyromix.marginal.correlated import BoundCorrelated, is_correlated
 from pyromix.marginal.laplace import BoundLaplace
@@ -152,18 +160,12 @@ class BoundExact(BoundMarginal):
     def log_marginal(self, record: Record) -> torch.Tensor:
         role = data_of(record)
         tril = blocks_of(record, self.plan, "Exact()")
-        eta = self._without_coefficients(role.eta, record)
+        eta = without_coefficients(role.eta, record, {name: self.plan.linear[name] for name in self.out})
         return _ExactFunction.apply(self, eta, role.family.gaussian_sd(**role.dispersion), *tril)  # type: ignore
 
     def coefficients_at(self, record: Record) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Estimate and covariance ``(X^T V^-1 X)^-1`` of each coefficient vector profiled or integrated out."""
-        estimate, covariance = self.joint_coefficients(record)
-        out, start = {}, 0
-        for name, width in self.widths.items():
-            at = slice(start, start + width)
-            out[name] = (torch.from_numpy(estimate[at].copy()), torch.from_numpy(covariance[at, at].copy()))
-            start += width
-        return out
+        return by_site(*self.joint_coefficients(record), {name: self.plan.linear[name] for name in self.out})
 
     def joint_coefficients(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         """The same for all of them side by side."""
@@ -201,14 +203,6 @@ class BoundExact(BoundMarginal):
         weight = weight if self.counts is None else weight * self.counts
         tril = [block * solution.scale for block in solution.scaled]
         return shift_map(self.plan, solution.factor, tril, weight)
-
-    def _without_coefficients(self, eta: torch.Tensor, record: Record) -> torch.Tensor:
-        """Take the coefficients' part out of the predictor, unless the caller already set them to zero."""
-        for name in self.out:
-            site = record.hypers.get(name)
-            if site is not None and bool((site.value != 0).any()):
-                eta = eta - self.plan.linear[name] @ site.value
-        return eta
 
     # -- one evaluation ----------------------------------------------------------------------------------------------
     def solve_once(self, eta: np.ndarray, sd: np.ndarray, tril: Arrays) -> _Solution:

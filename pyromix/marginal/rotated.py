@@ -28,7 +28,7 @@ from pyromix.errors import NumericalError
 from pyromix.linalg.known import KnownCovariance, KnownOperator
 from pyromix.linalg.operators import AbstractOperator
 from pyromix.linalg.rotation import Rotation
-from pyromix.marginal.base import BoundMarginal, Conditional, as_numpy
+from pyromix.marginal.base import BoundMarginal, Conditional, as_numpy, by_site, without_coefficients
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.running import Program, Record, run
 
@@ -128,6 +128,7 @@ class BoundRotated(BoundMarginal):
     ) -> None:
         self.plan, self.coefficients, self.general = plan, coefficients, general
         self.out = tuple(plan.linear) if coefficients != "keep" else ()
+        self._integrated = {name: plan.linear[name] for name in self.out}
         designs = [as_numpy(plan.linear[name]) for name in self.out]
         empty = np.empty((len(plan.obs), 0)), np.empty((0, 0))
         self.x, self.x_root = np.linalg.qr(np.hstack(designs)) if designs else empty
@@ -151,12 +152,7 @@ class BoundRotated(BoundMarginal):
             return {}
         s, back = self._solution(record), np.linalg.inv(self.x_root)
         estimate, covariance = back @ (s.beta + s.ols), back @ np.linalg.inv(s.schur) @ back.T
-        out, at = {}, 0
-        for name in self.out:
-            part = slice(at, at + self.plan.linear[name].shape[1])
-            at = part.stop
-            out[name] = (torch.from_numpy(estimate[part].copy()), torch.from_numpy(covariance[part, part].copy()))
-        return out
+        return by_site(estimate, covariance, self._integrated)
 
     def profiled(self, record: Record, share: float, unit: float) -> float:
         """Log marginal likelihood where the effects have this share of the variance, maximised over all of that.
@@ -178,11 +174,7 @@ class BoundRotated(BoundMarginal):
     def _inputs(self, record: Record) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The predictor without coefficients that are out, the residual SD, and that of the effects."""
         role = data_of(record)
-        eta = role.eta
-        for name in self.out:
-            site = record.hypers.get(name)
-            if site is not None and bool((site.value != 0).any()):
-                eta = eta - self.plan.linear[name] @ site.value
+        eta = without_coefficients(role.eta, record, self._integrated)
         operator = record.latents[self.plan.latents[0]].fn.operator
         tril = operator.scale_tril if isinstance(operator, KnownOperator) else operator.separable().tril
         return eta, role.family.gaussian_sd(**role.dispersion), tril
