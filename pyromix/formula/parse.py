@@ -21,7 +21,8 @@ from pyromix.formula.structures import (
     arguments_of,
     is_keyword,
 )
-from pyromix.formula.tokens import Token, enclosed, fail, name_columns, render, split, tokenize
+from pyromix.formula.terms import as_sum, grouping_factors, signed, uncorrelated, with_intercept
+from pyromix.formula.tokens import Token, called, enclosed, fail, name_columns, render, split, tokenize
 from pyromix.formula.whitelist import CONTRASTS, FUNCTIONS, Checker, Usage
 
 
@@ -149,7 +150,7 @@ def parse(text: str, functions: Mapping[str, Callable] | None = None) -> Formula
     return Formula(
         text=text,
         response=response,
-        fixed=_join(reader.fixed) or "1",
+        fixed=as_sum(reader.fixed) or "1",
         bars=tuple(reader.bars),
         offsets=tuple(reader.offsets),
         names=names,
@@ -189,38 +190,6 @@ def _bars_in(tokens: list[Token]) -> list[Token]:
     return [token for token in tokens if token.kind == "op" and token.text in ("|", "||")]
 
 
-def _called(tokens: list[Token]) -> str | None:
-    """Name of the function if the tokens are one call and nothing else."""
-    if len(tokens) > 2 and tokens[0].kind == "name" and enclosed(tokens[1:]):
-        return tokens[0].text
-    return None
-
-
-def _signed(tokens: list[Token]) -> list[tuple[str, list[Token]]]:
-    """Cut a sum into signed terms; a sign after an operator belongs to its term."""
-    out: list[tuple[str, list[Token]]] = []
-    for sign, part in split(tokens, "+", "-"):
-        previous = out[-1][1] if out else []
-        if sign is not None and previous and previous[-1].kind == "op" and previous[-1].text in ("*", "/", ":", "**"):
-            out[-1] = (out[-1][0], [*previous, sign, *part])
-            continue
-        if not part:
-            if sign is None:  # a leading sign: its own part follows
-                out.append(("", []))
-                continue
-            raise fail(sign, "an operand is missing after it")
-        out.append((sign.text if sign else "+", part))
-    return [(sign, part) for sign, part in out if part]
-
-
-def _join(terms: list[tuple[str, str]]) -> str:
-    """Signed terms as one string."""
-    text = ""
-    for sign, term in terms:
-        text += f" {sign} {term}" if text else (term if sign == "+" else f"-{term}")
-    return text
-
-
 class _Reader:
     """Collects the parts of one formula."""
 
@@ -235,7 +204,7 @@ class _Reader:
     def response(self, tokens: list[Token]) -> str | tuple[str, str]:
         for bar in _bars_in(tokens):
             raise fail(bar, "a bar cannot stand left of '~'")
-        if _called(tokens) != "cbind":
+        if called(tokens) != "cbind":
             self.usage["response"].merge(self.checker.value(tokens, "response"))
             return render(tokens)
         parts = [part for _, part in split(tokens[2:-1], ",")]
@@ -246,12 +215,12 @@ class _Reader:
         return render(parts[0]), render(parts[1])
 
     def right_hand_side(self, tokens: list[Token]) -> None:
-        for sign, term in _signed(tokens):
+        for sign, term in signed(tokens):
             if _bars_in(term):
                 self._random(sign, term)
-            elif _called(term) == "offset":
+            elif called(term) == "offset":
                 self._offset(sign, term)
-            elif _called(term) in PLACED:
+            elif called(term) in PLACED:
                 self._placed(sign, term)
             else:
                 self.usage["fixed"].merge(self.checker.terms(term))
@@ -269,7 +238,7 @@ class _Reader:
     def _random(self, sign: str, term: list[Token]) -> None:
         """A term that holds a bar: ``(... | g)``, a wrapper around one, or a parenthesised sum of such terms."""
         bar = _bars_in(term)[0]
-        name = _called(term)
+        name = called(term)
         if len(split(term, "|", "||")) > 1:
             raise fail(bar, "a bar outside parentheses; write (terms | group)")
         if sign == "-":
@@ -334,13 +303,13 @@ class _Reader:
         for nested in _bars_in(left + right):
             raise fail(nested, "a random term inside a random term")
         self.usage["random"].merge(self.checker.terms(left))
-        terms = [_join_terms(left)] if bar.text == "|" else _uncorrelated(left)
+        terms = [with_intercept(left)] if bar.text == "|" else uncorrelated(left)
         if "0" in terms:
             raise fail(bar, "no term is left in the random term once the intercept is removed")
-        members = _called(right) == "mm"
+        members = called(right) == "mm"
         if structure == "propto" and len(terms) == 1 and (name := re.fullmatch(r"0 \+ (\w+)", terms[0])):
             # glmmTMB's propto(0 + id | g, K): levels of id within those of g
-            (group,) = _groups(right, self.names)
+            (group,) = grouping_factors(right, self.names)
             self._add(bar, Bar("1", (self.names.get(name[1], name[1]), *group), structure, arguments))
             return
         if members:
@@ -348,7 +317,7 @@ class _Reader:
             for text in terms:
                 self._add(bar, Bar(text, group, structure, arguments, True, weights, normalised))
             return
-        for group in _groups(right, self.names):
+        for group in grouping_factors(right, self.names):
             for text in terms:
                 self._add(bar, Bar(text, group, structure, arguments))
 
@@ -378,86 +347,9 @@ class _Reader:
         return tuple(columns), weights, normalised
 
     def _weights(self, part: list[Token]) -> tuple[str, ...]:
-        if _called(part[2:]) != "cbind":
+        if called(part[2:]) != "cbind":
             raise fail(part[0], "weights= takes cbind(w1, w2), an expression for each column")
         values = [value for _, value in split(part[4:-1], ",")]
         for value in values:
             self.usage["offset"].merge(self.checker.value(value, "weights"))
         return tuple(render(value) for value in values)
-
-
-def _intercept_and_rest(tokens: list[Token]) -> tuple[bool, list[tuple[str, list[Token]]]]:
-    """Whether the intercept is in, and the other signed terms; the last word on the intercept counts."""
-    intercept, rest = True, []
-    for sign, term in _signed(tokens):
-        if len(term) == 1 and term[0].text in ("0", "1"):
-            intercept = (term[0].text == "1") == (sign == "+")
-        else:
-            rest.append((sign, term))
-    return intercept, rest
-
-
-def _join_terms(tokens: list[Token]) -> str:
-    """Right-hand side with the intercept in front."""
-    while enclosed(tokens):
-        tokens = tokens[1:-1]
-    intercept, rest = _intercept_and_rest(tokens)
-    return _join([("+", "1" if intercept else "0"), *((sign, render(term)) for sign, term in rest)])
-
-
-def _uncorrelated(tokens: list[Token]) -> list[str]:
-    """One right-hand side a term, for ``||``: products are expanded first, a factor keeps all its columns."""
-    from patsy import ModelDesc, PatsyError
-
-    while enclosed(tokens):
-        tokens = tokens[1:-1]
-    intercept, rest = _intercept_and_rest(tokens)
-    out = ["1"] if intercept else []
-    if rest:
-        text = "0" + "".join(f" {sign} {render(term)}" for sign, term in sorted(rest, key=lambda pair: pair[0] == "-"))
-        try:
-            description = ModelDesc.from_formula(text)
-        except PatsyError as error:
-            raise FormulaError(f"formula: {render(tokens)!r} left of '||' cannot be expanded: {error}") from None
-        out += [f"0 + {term.name()}" for term in description.rhs_termlist if term.factors]
-    return out or ["0"]
-
-
-def _groups(tokens: list[Token], names: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Expand a grouping expression: ``a/b/c`` is a, a:b, a:b:c."""
-    while enclosed(tokens):
-        tokens = tokens[1:-1]
-    parts = split(tokens, "/")
-    if len(parts) > 1:
-        out = _groups(_some(parts[0][1], parts[1][0]), names)
-        for separator, part in parts[1:]:
-            parent = tuple(dict.fromkeys(name for group in out for name in group))
-            out = out + [tuple(dict.fromkeys(parent + g)) for g in _groups(_some(part, separator), names)]
-        return out
-    parts = split(tokens, ":")
-    if len(parts) > 1:
-        merged: tuple[str, ...] = ()
-        for separator, part in parts:
-            inner = _groups(_some(part, separator or parts[1][0]), names)
-            if len(inner) != 1:
-                raise fail(separator or tokens[0], "'/' inside ':' in a grouping factor; write the terms out")
-            merged = tuple(dict.fromkeys(merged + inner[0]))
-        return [merged]
-    if _called(tokens) == "mm":
-        raise fail(tokens[0], "mm(...) stands alone right of the bar")
-    if len(tokens) != 1 or tokens[0].kind != "name":
-        odd = next((t for t in tokens if t.kind == "op"), tokens[0])
-        reason = "a grouping factor is a column, a:b or a/b"
-        if odd.text in ("+", "*"):
-            reason += "; for crossed factors write (1 | a) + (1 | b)"
-        elif odd.text == "(":
-            reason += "; make a column of the function's result first"
-        raise fail(odd, reason)
-    return [(names.get(tokens[0].text, tokens[0].text),)]
-
-
-def _some(tokens: list[Token], operator: Token | None) -> list[Token]:
-    if not tokens:
-        assert operator is not None
-        raise fail(operator, "an operand is missing in the grouping factor")
-    return tokens

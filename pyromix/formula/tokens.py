@@ -203,3 +203,10 @@ def enclosed(tokens: list[Token]) -> bool:
             if depth == 0:
                 return i == len(tokens) - 1
     return False
+
+
+def called(tokens: list[Token]) -> str | None:
+    """Name of the function if the tokens are one call and nothing else."""
+    if len(tokens) > 2 and tokens[0].kind == "name" and enclosed(tokens[1:]):
+        return tokens[0].text
+    return None
