@@ -24,6 +24,7 @@ from pyromix.results import prior as results
 from pyromix.results.prior import PriorPredictive
 from pyromix.running import Program
 from pyromix.source import program_source
+from pyromix.threads import one_thread
 
 __all__ = ["Model", "fit", "load", "model", "prior_predictive"]
 
@@ -46,6 +47,7 @@ class Model:
         self.formula = design.formula.text
         self._priors = priors
 
+    @one_thread()
     def fit(self, backend: AbstractBackend | None = None, seed: int = 0, progress: bool = True) -> Fit:
         """Fit by a backend, by default `pyromix.MaximumLikelihood`.
 

@@ -303,3 +303,30 @@ def test_a_prior_that_checks_its_arguments_can_be_traced() -> None:
     potential = log_joint(program, (torch.ones(3, dtype=torch.float64),))
     assert potential.value_and_gradient(mode="traced", evaluations=1).mode == "traced"
     assert prior._validate_args is True
+
+
+def _nearly_singular(scale: torch.Tensor) -> torch.Tensor:
+    """A solution that loses half of its digits."""
+    x = torch.linspace(0, 1, 300, dtype=torch.float64)
+    d = (x[:, None] - x).abs() * 5**0.5 / scale[0]
+    matrix = (1 + d + d * d / 3) * (-d).exp() + 1e-7 * torch.eye(300, dtype=torch.float64)
+    root = torch.linalg.cholesky_ex(matrix)[0]
+    rough = torch.cos(torch.arange(300, dtype=torch.float64))
+    return torch.linalg.solve_triangular(root, rough[:, None], upper=False)
+
+
+@needs_c
+def test_rounding_in_a_nearly_singular_matrix_is_no_disagreement() -> None:
+    inputs = [torch.tensor([0.8], dtype=torch.float64)]
+    graph = compilation.trace(_nearly_singular, inputs)
+    found, expected = compilation.native.compile_graph(graph, inputs)(*inputs), _nearly_singular(*inputs)
+    assert float((found - expected).abs().max()) > compilation.TOLERANCE * (1 + float(expected.max()))
+    made = compile_function(_nearly_singular, inputs, mode="compiled", evaluations=1000, differentiable=False)
+    assert made.by == "c"
+
+
+def test_a_small_difference_in_a_well_conditioned_function_is_one() -> None:
+    """Beyond what its own rounding explains, however little that is."""
+    x = torch.arange(1.0, 5.0, dtype=torch.float64)
+    assert not compilation._disagreement(torch.exp, torch.exp, [x])
+    assert compilation._disagreement(torch.exp, lambda x: torch.exp(x) * (1 + 3e-9), [x])

@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from threadpoolctl import threadpool_info
 from torch.distributions import constraints
 
 import pyromix as pmx
@@ -123,6 +124,7 @@ def state() -> dict[str, Any]:
         "random": repr(random.getstate()),
         "dtype": torch.get_default_dtype(),
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "BLAS threads": [library["num_threads"] for library in threadpool_info()],
         "gradients": torch.is_grad_enabled(),
         "validation": pyro.infer.util.is_validation_enabled(),
         "torch validation": torch.distributions.Distribution._validate_args,

@@ -310,12 +310,12 @@ def test_products_with_a_sum() -> None:
     check(lambda a, b: torch.einsum("nij,nj->ni", a, b), randn(6, 3, 3), randn(6, 3))
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_triangular_systems(n: int) -> None:
+@pytest.mark.parametrize(("n", "columns"), [(1, 4), (2, 4), (5, 4), (40, 4), (40, 30), (30, 40)])
+def test_triangular_systems(n: int, columns: int) -> None:
     for shape in ((n, n), (3, n, n)):
         a = randn(*shape)
         a = a @ a.transpose(-1, -2) + n * torch.eye(n, dtype=torch.float64)
-        b = randn(*shape[:-1], 4, seed=1)
+        b = randn(*shape[:-1], columns, seed=1)
         check(torch.linalg.cholesky, a, tolerance=1e-12)
         check(lambda a: torch.linalg.cholesky(a).mT.exp(), a, tolerance=1e-12)
         check(lambda a, b: torch.linalg.solve_triangular(a.tril(), b, upper=False), a, b, tolerance=1e-12)
@@ -325,14 +325,35 @@ def test_triangular_systems(n: int) -> None:
         )
         check(lambda a: torch.linalg.cholesky(a), a, gradient=True, tolerance=1e-10)
         check(
+            lambda a, b: torch.linalg.solve_triangular(0.1 * a.tril(), b, upper=False, unitriangular=True),
+            *(a / n, b),
+            tolerance=1e-10,
+        )
+        check(
             lambda a, b: torch.linalg.solve_triangular(a, b, upper=False), a.tril(), b, gradient=True, tolerance=1e-10
         )
 
 
-def test_no_factor_gives_nan() -> None:
-    function = native.compile_graph(make_fx(torch.linalg.cholesky_ex)(torch.eye(2).double()), [torch.eye(2).double()])
-    found = function(torch.tensor([[1.0, 2.0], [2.0, 1.0]]).double())[0]
-    assert bool(found[1, 1].isnan())
+@pytest.mark.parametrize("shapes", [((40, 30), (30, 50)), ((64, 33), (33, 17)), ((33, 64), (64, 70))])
+def test_large_products(shapes: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    """Of the sizes that BLAS multiplies, in every order of rows and columns."""
+    a, b = randn(*shapes[0]), randn(*shapes[1], seed=1)
+    check(torch.mm, a, b, tolerance=1e-12)
+    check(torch.mm, a.t().contiguous().t(), b, tolerance=1e-12)
+    check(lambda a, b: a.t() @ b, a.t().contiguous(), b, tolerance=1e-12)
+    check(lambda a, b: a @ b.t(), a, b.t().contiguous(), tolerance=1e-12)
+    check(lambda a, b: a.t() @ b.t(), a.t().contiguous(), b.t().contiguous(), tolerance=1e-12)
+    check(lambda a, b: a[1:-1] @ b[:, 1:-1] + a[2:] @ b[:, :-2], a, b, tolerance=1e-12)
+    check(lambda a, b: a[:, :1].expand_as(a) @ b, a, b, tolerance=1e-12)
+    check(lambda a, b: (a @ b).t().exp(), 0.1 * a, 0.1 * b, gradient=True, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("n", [2, 50])
+def test_no_factor_gives_nan(n: int) -> None:
+    eye = torch.eye(n, dtype=torch.float64)
+    function = native.compile_graph(make_fx(torch.linalg.cholesky_ex)(eye), [eye])
+    found = function(eye + 2 * eye.flip(0))[0]
+    assert bool(found[n - 1, n - 1].isnan())
 
 
 # -- writes in place ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pyromix.errors import ConfigError, DataError
 from pyromix.results import Fit
 from pyromix.results.estimate import Estimate
 from pyromix.running import Program, Record, run
+from pyromix.threads import one_thread
 
 
 class AbstractBackend(ABC):
@@ -33,6 +34,7 @@ class AbstractBackend(ABC):
             Show a progress bar on long work.
         """
 
+    @one_thread()
     def fit(self, program: Program, data: Any, seed: int = 0, progress: bool = True) -> Fit:
         """Fit ``program(data)``, and wrap the estimate; the response is checked by its family first."""
         check_seed(seed)

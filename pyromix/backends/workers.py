@@ -18,9 +18,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from pyromix.errors import NumericalError, PyromixError
+from pyromix.threads import one_thread_for_good
 
 Task = Callable[[Callable[[Any], None]], Any]
 
@@ -125,7 +125,7 @@ class _Pool:
 
 def _work(task: Task, connection: Any, parent: int) -> None:
     torch.set_num_threads(1)  # a forked process must not enter the parent's thread pool
-    threadpool_limits(1)  # nor may as many BLAS threads as there are cores run in each of as many processes
+    one_thread_for_good()
     gc.freeze()  # looking through the parent's objects for garbage would copy their memory
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     turn = threading.Lock()  # a sampler reports from a thread of its own, also while the result is being sent

@@ -9,14 +9,14 @@ import torch
 
 from pyromix.covariances.arguments import check_columns, correlation, sd_parameter
 from pyromix.covariances.base import Coords, Covariance
+from pyromix.covariances.between import cholesky
 from pyromix.covariances.chains import Chains, in_steps, markov, read_chains
 from pyromix.covariances.partial import regressions, remaining
-from pyromix.errors import ConfigError, NumericalError, UnsupportedError
+from pyromix.errors import ConfigError, UnsupportedError
 from pyromix.linalg.operators import DENSE, AbstractOperator, PrecisionOperator, RootOperator
 from pyromix.parameters import Argument, Parameter
 
 HIGHEST = 10  # order
-SINGULAR = "ARMA: the correlations are singular to rounding; partial autocorrelations are too close to one."
 FARTHEST = 1e6  # steps between two levels, each with an autocovariance
 
 
@@ -39,7 +39,7 @@ class ARMA(Covariance):
 
     Without a moving average and without missing steps the precision has p bands, and costs are linear in the number of
     levels. Otherwise the covariance is factored densely, up to 2000 levels. The autocovariances are exact: the first
-    solve the Yule-Walker equations, the rest follow by the autoregression.
+    follow from the partial autocorrelations, the rest by the autoregression.
 
     Signs are those of R's ``arima``, nlme's ``corARMA`` and brms' ``arma()``. Their scale is the SD of the noise
     (``arima``, brms), or of a residual (nlme), as here.
@@ -133,9 +133,9 @@ class ARMA(Covariance):
                 f"ARMA(p={self.p}, q={self.q}): levels lie up to {chains.span:.4g} steps apart, at most {FARTHEST:.4g} "
                 "are taken. Use pyromix.AR1 or pyromix.OU."
             )
-        parts = self.describe(theta)
         none = torch.zeros(0, dtype=sd.dtype)
-        covariances = autocovariances(parts.get("ar", none), parts.get("ma", none), round(chains.span))
+        ma = self.describe(theta).get("ma", none)
+        covariances = autocovariances(theta.get("pacf_ar", none), ma, round(chains.span))
         return RootOperator(_root(covariances / covariances[0], chains), tril)
 
     def steps(
@@ -160,39 +160,53 @@ def _steps(partial: torch.Tensor, chains: Chains) -> tuple[list[torch.Tensor], t
     return list(table[known].T), remaining(partial)[known]
 
 
-def autocovariances(ar: torch.Tensor, ma: torch.Tensor, last: int) -> torch.Tensor:
+def autocovariances(partial: torch.Tensor, ma: torch.Tensor, last: int) -> torch.Tensor:
     r"""Autocovariances :math:`\gamma_0, ..., \gamma_{last}` of an ARMA process with unit noise.
 
-    For lags 0 to m = max(p, q), with :math:`\psi` the response to an impulse and :math:`\theta_0 = 1`,
+    With :math:`\alpha` those of the autoregression alone and :math:`\theta_0 = 1`,
 
-    .. math:: \gamma_k - \sum_i \phi_i \gamma_{|k-i|} = \sum_{j \ge k} \theta_j \psi_{j-k};
+    .. math:: \gamma_k = \sum_{i=0}^q \sum_{j=0}^q \theta_i \theta_j \alpha_{|k+i-j|}.
 
-    later ones follow from those before by the autoregression.
+    Parameters
+    ----------
+    partial
+        Partial autocorrelations of the autoregression, (p,).
+    ma
+        :math:`\theta_1, ..., \theta_q`.
     """
-    p, q = len(ar), len(ma)
-    m = max(p, q)
-    theta = torch.cat([ar.new_ones(1), ma])
-    psi = [theta[0]]
-    for j in range(1, q + 1):
-        psi.append(theta[j] + sum((ar[i] * psi[j - 1 - i] for i in range(min(p, j))), ar.new_zeros(())))
-    right = [sum((theta[j] * psi[j - k] for j in range(k, q + 1)), ar.new_zeros(())) for k in range(m + 1)]
-    system = torch.eye(m + 1, dtype=ar.dtype)
-    for i in range(p):
-        at = torch.from_numpy(np.abs(np.arange(m + 1) - i - 1))
-        system = system - ar[i] * torch.nn.functional.one_hot(at, m + 1).to(ar.dtype)
-    found, failure = torch.linalg.solve_ex(system, torch.stack(right))
-    if int(failure):
-        raise NumericalError(SINGULAR)
-    if last <= m:
-        return found[: last + 1]
+    q = len(ma)
+    alone = _autoregression(partial, last + q)
+    around = torch.cat([alone[1 : q + 1].flip(0), alone])  # at lags -q to last + q
+    theta = torch.cat([ma.new_ones(1), ma])
+    weights = [(theta[d:] * theta[: q + 1 - d]).sum() for d in range(q + 1)]
+    parts = [weights[abs(d)] * around[q + d : q + d + last + 1] for d in range(-q, q + 1)]
+    return torch.stack(parts).sum(0)
+
+
+def _autoregression(partial: torch.Tensor, last: int) -> torch.Tensor:
+    r"""Autocovariances at lags 0 to `last` of an autoregression with unit noise.
+
+    From the partial autocorrelations, with :math:`v_k` what prediction from k steps back leaves of the variance,
+    :math:`\alpha_k = \sum_{l<k} \phi^{(k-1)}_l \alpha_{k-l} + r_k v_{k-1}`; later ones by the autoregression.
+    """
+    p, left = len(partial), remaining(partial)
+    found, predictors = [1.0 / left[-1]], regressions(partial)
+    for k in range(1, p + 1):
+        new = partial[k - 1] * left[k - 1] / left[-1]
+        if k > 1:
+            new = new + (predictors[k - 2] * torch.stack(found[:0:-1])).sum()
+        found.append(new)
+    start = torch.stack(found)
+    if last <= p:
+        return start[: last + 1]
     if not p:
-        return torch.cat([found, found.new_zeros(last - m)])
-    # state (gamma_k, ..., gamma_{k-p+1}); doubling: what `size` steps of the recursion do is one matrix
-    step = torch.cat([ar[None], torch.eye(p, dtype=ar.dtype)[:-1]])
-    states = found.flip(0)[:p][None] @ step.T  # the state at lag m + 1
-    while len(states) < last - m:
+        return torch.cat([start, start.new_zeros(last)])
+    # state (a_k, ..., a_{k-p+1}); doubling: what `size` steps of the recursion do is one matrix
+    step = torch.cat([predictors[-1][None], torch.eye(p, dtype=partial.dtype)[:-1]])
+    states = start.flip(0)[:p][None] @ step.T  # the state at lag p + 1
+    while len(states) < last - p:
         states = torch.cat([states, states @ _power(step, len(states)).T])
-    return torch.cat([found, states[: last - m, 0]])
+    return torch.cat([start, states[: last - p, 0]])
 
 
 def _power(step: torch.Tensor, count: int) -> torch.Tensor:
@@ -210,7 +224,4 @@ def _root(correlations: torch.Tensor, chains: Chains) -> torch.Tensor:
     lag = np.abs(np.round(time[:, None] - time)).astype(np.int64)
     same = series[:, None] == series
     matrix = torch.where(torch.from_numpy(same), correlations[torch.from_numpy(np.where(same, lag, 0))], 0.0)
-    root, failure = torch.linalg.cholesky_ex(matrix)
-    if int(failure):
-        raise NumericalError(SINGULAR)
-    return root
+    return cholesky(matrix, "ARMA", "; partial autocorrelations are too close to one")

@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch.distributions import constraints
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyromix.covariances.base import Coords, Covariance, terms_of
 from pyromix.errors import ConfigError, NumericalError
@@ -94,12 +95,19 @@ def semidefinite_root(matrix: torch.Tensor) -> torch.Tensor:
     return upper.mT.contiguous()
 
 
-def cholesky(matrix: torch.Tensor, where: str) -> torch.Tensor:
-    """Differentiable Cholesky factor (*batch, n, n); `NumericalError` saying how far the matrix is from definite."""
+def cholesky(matrix: torch.Tensor, where: str, hint: str = "") -> torch.Tensor:
+    """Differentiable Cholesky factor (*batch, n, n); `NumericalError` saying how far the matrix is from definite.
+
+    In a traced program, which has no errors, it is NaN there, and so is whatever follows from it.
+    """
     root, info = torch.linalg.cholesky_ex(matrix)
+    if get_proxy_mode() is not None:
+        return torch.where((info != 0)[..., None, None], torch.nan, root)
     if bool((info != 0).any()):
         with torch.no_grad():
             finite = bool(torch.isfinite(matrix).all())
             smallest = f"{float(torch.linalg.eigvalsh(matrix).min()):.3g}" if finite else "not finite"
-        raise NumericalError(f"{where}: the correlations of its levels are singular (smallest eigenvalue {smallest}).")
+        raise NumericalError(
+            f"{where}: the correlations of its levels are singular (smallest eigenvalue {smallest}){hint}."
+        )
     return root

@@ -32,6 +32,7 @@ from pyromix.covariances.kernel_parameters import (
     value_shape,
     walk,
 )
+from pyromix.covariances.kernel_values import Pairs, is_written_out
 from pyromix.covariances.low_rank import Approximation, Process
 from pyromix.covariances.sites import Sites, read_sites
 from pyromix.errors import ConfigError
@@ -133,6 +134,7 @@ class GP(BetweenLevels):
             )
         self.sites = None if sites is None else read_sites(sites)
         self._bare = _without_constraints(self.kernel)
+        self._written_out = is_written_out(self.kernel, _gpytorch())
         self._names = names_of(self.kernel)
         self.priors = {**_own_priors(self.kernel, self._names), **_read_priors(priors, self._names)}
         self._kept: dict[tuple[Any, ...], Sites] = {}
@@ -170,7 +172,7 @@ class GP(BetweenLevels):
         c = self._correlation({name: theta[name] for name in self._names}, x, x)
         c = c if at is None else c[..., at[:, None], at]
         c = c + self.nugget * torch.eye(c.shape[-1], dtype=c.dtype)
-        root = partial(cholesky, where=f"GP(nugget={self.nugget:g})")
+        root = partial(cholesky, where=f"GP(nugget={self.nugget:g})", hint="; a larger nugget helps")
         return CovarianceOperator(c, tril, root)
 
     def config(self) -> dict[str, Any]:
@@ -230,7 +232,9 @@ class GP(BetweenLevels):
 
     def _correlation(self, values: Mapping[str, torch.Tensor], x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """k over all pairs of places; with hyper-parameters (*batch, shape) one matrix for each."""
-        raw = {path: value for (path, value) in zip(self._names.values(), values.values(), strict=True)}
+        raw = {path: values[name] for name, path in self._names.items()}
+        if self._written_out:
+            return Pairs(x, other, raw).between(self.kernel, "", list(range(x.shape[1])))
         shapes = {path: parameter.shape for path, parameter in self._bare.named_parameters()}
         extra = [value.dim() - len(value_shape(shapes[path])) for path, value in raw.items()]
         if extra and extra[0] > 0:

@@ -28,13 +28,23 @@ def names_of(kernel: Any) -> dict[str, str]:
 
 def walk(kernel: Any, prefix: str, dims: list[int]) -> Iterator[tuple[Any, str, list[int]]]:
     """Every part with its path and the dimensions it sees, inner ones first."""
-    seen = dims if kernel.active_dims is None else [dims[int(k)] for k in kernel.active_dims]
+    seen = seen_dims(kernel, dims)
     if hasattr(kernel, "kernels"):
         for i, part in enumerate(kernel.kernels):
             yield from walk(part, f"{prefix}kernels.{i}.", seen)
-    elif hasattr(kernel, "base_kernel"):  # hands its dimensions on without another choice of them
-        yield from walk(kernel.base_kernel, f"{prefix}base_kernel.", dims)
+    elif hasattr(kernel, "base_kernel"):
+        yield from walk(kernel.base_kernel, f"{prefix}base_kernel.", inner_dims(kernel, dims))
     yield kernel, prefix, seen
+
+
+def seen_dims(kernel: Any, dims: list[int]) -> list[int]:
+    """Those of the dimensions that a kernel looks at."""
+    return dims if kernel.active_dims is None else [dims[int(k)] for k in kernel.active_dims]
+
+
+def inner_dims(kernel: Any, dims: list[int]) -> list[int]:
+    """The dimensions that a `ScaleKernel` hands to its kernel, which chooses once where both have ``active_dims``."""
+    return seen_dims(kernel, dims) if kernel.base_kernel.active_dims is None else dims
 
 
 def check_dimensions(kernel: Any, dims: list[int]) -> None:

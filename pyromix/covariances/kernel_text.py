@@ -25,14 +25,10 @@ def describe(kernel: Any, library: Any) -> list[Any]:
         raise ConfigError(f"GP(kernel=...): a kernel {kind} cannot be saved; those that can: {known}.")
     if kind in SAVED_SUMS:
         return [kind, {}, {}, [describe(part, library) for part in kernel.kernels]]
-    arguments: dict[str, Any] = {"nu": kernel.nu} if kind == "MaternKernel" else {}
-    if kernel.ard_num_dims is not None:
-        arguments["ard_num_dims"] = kernel.ard_num_dims
-    if kernel.active_dims is not None:
-        arguments["active_dims"] = kernel.active_dims.tolist()
+    arguments = {key: list(v) if isinstance(v, tuple) else v for key, v in _arguments(kernel).items()}
     edges = {name: _describe_bounds(c) for name, c in _constraints(kernel) if c is not None}
     if kind == "ScaleKernel":
-        return [kind, {}, edges, [describe(kernel.base_kernel, library)]]
+        return [kind, arguments, edges, [describe(kernel.base_kernel, library)]]
     return [kind, arguments, edges, []]
 
 
@@ -100,6 +96,7 @@ def _arguments(kernel: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"nu": kernel.nu} if type(kernel).__name__ == "MaternKernel" else {}
     if kernel.ard_num_dims is not None:
         found["ard_num_dims"] = kernel.ard_num_dims
-    if kernel.active_dims is not None:
+    within = getattr(kernel, "base_kernel", None)  # whose dimensions a ScaleKernel takes over
+    if kernel.active_dims is not None and (within is None or within.active_dims is None):
         found["active_dims"] = tuple(kernel.active_dims.tolist())
     return found

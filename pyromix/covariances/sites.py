@@ -13,6 +13,7 @@ import torch
 from pyromix.covariances.base import Coords
 from pyromix.covariances.known_matrix import check_known, plain_labels
 from pyromix.errors import ConfigError, DataError
+from pyromix.remembered import remembered
 
 MAX_SITES = 4000  # a dense factor of them takes 128 MB and some seconds
 TAIL = 2.3263478740408408  # normal quantile of 99 %
@@ -56,7 +57,7 @@ class Sites:
             given, names = given.to_numpy(), tuple(map(str, given.columns))
         what = "the labels of its levels" if coords.values is None and places is None else "its coordinates"
         try:
-            given = given.detach().numpy() if isinstance(given, torch.Tensor) else given
+            given = _array(given) if isinstance(given, torch.Tensor) else given
             x = torch.from_numpy(np.array(given, dtype=np.float64))
         except (TypeError, ValueError) as error:
             raise DataError(
@@ -153,6 +154,12 @@ def read_sites(sites: Any) -> Places:
             "give every label one row."
         )
     return Places(array, labels, names)
+
+
+@remembered
+def _array(given: torch.Tensor) -> np.ndarray:
+    """The values of a tensor; a program that is being traced has asked for them before."""
+    return given.detach().numpy()
 
 
 def _first(given: Any) -> Any:

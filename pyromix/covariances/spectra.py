@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pyromix.covariances.kernel_parameters import inner_dims, seen_dims
 from pyromix.errors import ConfigError
 
 KNOWN = "RBFKernel, MaternKernel, scaled or not, sums of them over the same dimensions, products over different ones"
@@ -30,11 +31,11 @@ class Spectrum:
 
     def log_density(self, kernel: Any, path: str, omega: torch.Tensor, dims: list[int]) -> torch.Tensor:
         """At angular frequencies omega (m, d): (*batch, m). In logarithms, where products do not underflow."""
-        seen = _seen(kernel, dims)
+        seen = seen_dims(kernel, dims)
         kind = type(kernel).__name__
         if kind == "ScaleKernel":
-            scale = self._value(f"{path}raw_outputscale", ())
-            return scale.log()[..., None] + self.log_density(kernel.base_kernel, f"{path}base_kernel.", omega, dims)
+            scale, inner = self._value(f"{path}raw_outputscale", ()), inner_dims(kernel, dims)
+            return scale.log()[..., None] + self.log_density(kernel.base_kernel, f"{path}base_kernel.", omega, inner)
         if kind in ("AdditiveKernel", "ProductKernel"):
             parts = [
                 self.log_density(part, f"{path}kernels.{i}.", omega, seen) for i, part in enumerate(kernel.kernels)
@@ -61,7 +62,7 @@ class Spectrum:
 
 def check_spectrum(kernel: Any, dims: list[int]) -> None:
     """`ConfigError` where the kernel has no spectral density over the dimensions that is known here."""
-    kind, seen = type(kernel).__name__, _seen(kernel, dims)
+    kind, seen = type(kernel).__name__, seen_dims(kernel, dims)
     if kind in ("AdditiveKernel", "ProductKernel"):
         for part in kernel.kernels:
             check_spectrum(part, seen)
@@ -72,7 +73,7 @@ def check_spectrum(kernel: Any, dims: list[int]) -> None:
         if kind == "AdditiveKernel" and any(set(part) != set(over[0]) for part in over):
             raise ConfigError(f"HilbertSpace: a sum of kernels over different dimensions; known are {KNOWN}.")
     elif kind == "ScaleKernel":
-        check_spectrum(kernel.base_kernel, dims)
+        check_spectrum(kernel.base_kernel, inner_dims(kernel, dims))
     elif kind not in ("RBFKernel", "MaternKernel"):
         raise ConfigError(f"HilbertSpace: the spectral density of {kind} is not known; known are {KNOWN}.")
 
@@ -83,13 +84,9 @@ def check_dimensions_covered(kernel: Any, dims: list[int]) -> None:
         raise ConfigError("HilbertSpace: the kernel does not use all coordinates of the places; leave the others out.")
 
 
-def _seen(kernel: Any, dims: list[int]) -> list[int]:
-    return dims if kernel.active_dims is None else [dims[int(k)] for k in kernel.active_dims]
-
-
 def _leaf_dims(kernel: Any, dims: list[int]) -> list[int]:
     """Dimensions that a kernel looks at."""
-    seen = _seen(kernel, dims)
+    seen = seen_dims(kernel, dims)
     if hasattr(kernel, "kernels"):
         return sorted(set().union(*(_leaf_dims(part, seen) for part in kernel.kernels)))
-    return _leaf_dims(kernel.base_kernel, dims) if hasattr(kernel, "base_kernel") else seen
+    return _leaf_dims(kernel.base_kernel, inner_dims(kernel, dims)) if hasattr(kernel, "base_kernel") else seen

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from pyromix.linalg.operators import AbstractOperator, RootOperator, Separable
+from pyromix.linalg.operators import AbstractOperator, Parts, RootOperator, Separable
 
 
 class CovarianceOperator(AbstractOperator):
@@ -45,6 +45,10 @@ class CovarianceOperator(AbstractOperator):
 
     def separable(self) -> Separable:
         return self._rooted.separable()
+
+    def parts(self) -> Parts:
+        root = self._take_root
+        return Parts((self.tril, self.covariance), lambda given: CovarianceOperator(given[1], given[0], root))
 
     def sds(self) -> torch.Tensor:
         return self.tril.square().sum(-1).sqrt() * self.covariance.diagonal(dim1=-2, dim2=-1).mean().sqrt()

@@ -10,6 +10,7 @@ import scipy.linalg
 import torch
 
 from pyromix.linalg.operators import AbstractOperator, Parts, RootOperator, Separable
+from pyromix.threads import threads_for
 
 
 class KnownCovariance:
@@ -140,5 +141,6 @@ class KnownOperator(AbstractOperator):
 
 def semidefinite_eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of a positive semidefinite matrix, which is overwritten; negative eigenvalues are rounding, hence zero."""
-    values, vectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False, overwrite_a=True)
+    with threads_for(len(matrix)):
+        values, vectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False, overwrite_a=True)
     return np.maximum(values, 0.0), vectors

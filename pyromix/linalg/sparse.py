@@ -18,6 +18,7 @@ from scipy.sparse.linalg import splu, spsolve_triangular
 from pyromix.errors import NumericalError
 from pyromix.linalg import cholesky as small
 from pyromix.linalg.supernodal import Fronts, Panels
+from pyromix.threads import threads_for
 
 DENSE_LIMIT = 8000  # rows, 512 MB; crossed factors fill in, so a dense factorisation is the faster one up to memory
 WIDEST = 8  # of a band that is ordered by cyclic reduction
@@ -154,7 +155,8 @@ class DenseComplement(AbstractComplement):
     def __init__(self, matrix: np.ndarray) -> None:
         try:
             # The transpose of a C-ordered array is what LAPACK wants, so nothing is copied.
-            self.root = scipy.linalg.cholesky(matrix.T, lower=False, overwrite_a=True, check_finite=False)
+            with threads_for(len(matrix)):
+                self.root = scipy.linalg.cholesky(matrix.T, lower=False, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError as error:
             raise NumericalError(f"a complement of {len(matrix)} rows is not positive definite: {error}.") from error
         self.logdet = 2.0 * float(np.log(np.diag(self.root)).sum())
@@ -167,7 +169,8 @@ class DenseComplement(AbstractComplement):
     def inverse(self) -> np.ndarray:
         """The whole inverse, (M, M)."""
         if self._inverse is None:
-            upper, info = scipy.linalg.lapack.dpotri(self.root, lower=0)
+            with threads_for(len(self.root)):
+                upper, info = scipy.linalg.lapack.dpotri(self.root, lower=0)
             if info:
                 raise NumericalError(f"inverting a complement of {len(self.root)} rows failed (LAPACK info {info}).")
             self._inverse = upper + upper.T  # below the diagonal LAPACK left zeros

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from pyromix.native import lapack
 from pyromix.native.kernels import Builder, Line, Loop, Raw, Write
 from pyromix.native.prelude import FUNCTIONS, MATHS
 from pyromix.native.values import BOOL, BYTES, Buffer, Row
@@ -89,7 +90,8 @@ def _prelude(body: str, vectorised: Sequence[str]) -> list[str]:
         for name, count in MATHS.items()
         if name in used
     ]
-    return declared + text
+    called = [lapack.declarations()] if used & set(lapack.FUNCTIONS) else []
+    return declared + called + text
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

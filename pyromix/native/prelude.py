@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pyromix.native import lapack
+
 # name -> number of arguments
 MATHS = dict.fromkeys(
     (
@@ -131,6 +133,7 @@ static inline void px_cumsum(const double *in, double *out, long outer, long n, 
 _MM = """
 static void px_mm(long n, long k, long m, const double *restrict a, long ai, long ak,
                   const double *restrict b, long bk, double *restrict c) {
+  if (n * k * m >= 32768 && px_mm_large(n, k, m, a, ai, ak, b, bk, c)) return;
   for (long p0 = 0; p0 < k; p0 += 64) {
     const long p1 = p0 + 64 < k ? p0 + 64 : k;
     for (long i = 0; i < n; i++) {
@@ -180,6 +183,10 @@ static void px_mv(long n, long k, const double *restrict a, long ai, long ak, co
 # in place on the lower triangle; NaN everywhere if the matrix is not positive definite
 _CHOLESKY = """
 static void px_cholesky(double *a, long n) {
+  if (n >= 32) {
+    px_cholesky_large(a, n);
+    return;
+  }
   for (long j = 0; j < n; j++) {
     double d = a[j * n + j];
     for (long k = 0; k < j; k++) d -= a[j * n + k] * a[j * n + k];
@@ -198,6 +205,7 @@ static void px_cholesky(double *a, long n) {
 _SOLVE = """
 static void px_solve(long n, long m, const double *a, long ai, long aj, _Bool upper, _Bool unit,
                      double *b, long bi, long bj) {
+  if (n >= 16 && n * m >= 1024 && px_solve_large(n, m, a, ai, aj, upper, unit, b, bi, bj)) return;
   for (long c = 0; c < m; c++)
     for (long r = 0; r < n; r++) {
       const long i = upper ? n - 1 - r : r;
@@ -224,4 +232,5 @@ FUNCTIONS = {
     "px_mv": _MV,
     "px_cholesky": _CHOLESKY,
     "px_solve": _SOLVE,
+    **lapack.FUNCTIONS,
 }

@@ -32,6 +32,7 @@ from pyromix.results.estimate import Draws, Estimate
 from pyromix.results.health import Health
 from pyromix.results.observed import Observed, run_observed
 from pyromix.running import Program, Record, run
+from pyromix.threads import one_thread
 
 if TYPE_CHECKING:
     import arviz
@@ -160,6 +161,7 @@ class Fit:
         """Schwarz's criterion, ``k log n - 2 log L``."""
         return self.n_parameters * math.log(self.n_obs) - 2 * self.log_likelihood
 
+    @one_thread()
     def loo(self, **how: Any) -> arviz.ELPDData:
         """Expected log predictive density of new rows, by Pareto-smoothed leave-one-out (``arviz.loo``), row by row.
 
@@ -172,6 +174,7 @@ class Fit:
         """
         return loo.leave_one_out(self, **how)
 
+    @one_thread()
     def logo(self, group: str | None = None, marginal: AbstractMarginal | None = None) -> logo.GroupScores:
         r"""Leave-one-group-out scores :math:`\log p(y_g \mid y_{-g})`, the group's effects integrated out; no refit.
 
@@ -216,6 +219,7 @@ class Fit:
         """Correlations of the random terms of one grouping factor, terms x terms."""
         return tables.correlations(self, group)
 
+    @one_thread()
     def random_effects(self, group: str, what: str = "mode") -> pd.DataFrame:
         """Random effects of one grouping factor, levels x terms.
 
@@ -231,6 +235,7 @@ class Fit:
         """
         return tables.random_effects(self, group, what)
 
+    @one_thread()
     def heritability(self, group: str | None = None, level: float = 0.95, *, scaled: bool = True) -> pd.DataFrame:
         r"""Share of the variance of each random effect, or of one group's: group, name, estimate, se, lower, upper.
 
@@ -259,6 +264,7 @@ class Fit:
         return summary.summarize(self)
 
     # -- predictions -------------------------------------------------------------------------------------------------
+    @one_thread()
     def predict(
         self,
         data: Any = None,
@@ -328,6 +334,7 @@ class Fit:
 
     # -- draws and runs of the program -------------------------------------------------------------------------------
     @cached_property
+    @one_thread()
     def idata(self) -> arviz.InferenceData:
         """The fit as ArviZ groups; a point fit's posterior holds draws from its stated Gaussian approximation."""
         return inference_data.inference_data(self)
