@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
@@ -102,10 +101,6 @@ def test_unknown_names(name: object, message: str) -> None:
             function(name)  # type: ignore[arg-type]
 
 
-def test_loading_is_quick_and_needs_no_torch() -> None:
-    datasets.load("InstEval")
-    start = time.perf_counter()
-    datasets.load("InstEval")
-    assert time.perf_counter() - start < 1.0
+def test_loading_needs_no_torch() -> None:
     code = "import sys; from pyromix import datasets; datasets.load('cbpp'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
