@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pyromix.errors import FormulaError
+from pyromix.formula.structures import STRUCTURES, TEMPORAL
 from pyromix.formula.tokens import Token, nearest, render
 
 ELEMENTWISE = ("I", "abs", "exp", "log", "log1p", "sqrt")
@@ -240,6 +241,13 @@ class Checker:
 
     def _unknown(self, name: str) -> FormulaError:
         shown = self.names.get(name, name)
+        if shown in STRUCTURES:
+            return FormulaError(
+                f"formula: {shown}(...) is a structure of random effects and takes a term with a bar, as in "
+                f"{shown}({'1 | time' if shown in TEMPORAL else '1 | g'})"
+            )
+        if shown == "mm":
+            return FormulaError("formula: mm(...) is a grouping factor and stands behind a bar, as in (1 | mm(a, b))")
         allowed = ", ".join(FUNCTIONS + self.user)
         hint = nearest(shown, FUNCTIONS + self.user)
         return FormulaError(

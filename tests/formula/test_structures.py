@@ -295,3 +295,17 @@ def test_approximate_processes() -> None:
         assert found[0] == pytest.approx(found[1], abs=1e-8)
     with pytest.raises(ConfigError, match="two approximations"):
         pmx.model("y ~ 1 + gp(a, b, basis=3, inducing=3)", DATA)
+
+
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        ("y ~ rw(t)", r"rw\(...\) is a structure of random effects .* as in rw\(1 \| time\)"),
+        ("y ~ x + cs(x)", r"cs\(...\) is a structure .* as in cs\(1 \| g\)"),
+        ("y ~ mm(g, t)", r"mm\(...\) is a grouping factor .* \(1 \| mm\(a, b\)\)"),
+    ],
+)
+def test_a_structure_without_a_bar(formula: str, message: str) -> None:
+    data = pd.DataFrame({"y": np.arange(9.0), "x": np.arange(9.0) % 4, "t": range(9), "g": np.arange(9) % 3})
+    with pytest.raises(pmx.FormulaError, match=message):
+        pmx.model(formula, data)
