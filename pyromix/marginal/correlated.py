@@ -119,7 +119,10 @@ class Point:
         return step, float(gradient @ step)
 
     def moved(self, direction: np.ndarray, step: float) -> Point:
-        return self.problem.at(self.v + step * direction)
+        found = self.problem.at(self.v + step * direction)
+        if np.array_equal(found.weight, self.weight):  # Gaussian rows: one factor serves all points
+            found._factor = self._factor
+        return found
 
 
 class BoundCorrelated(BoundMarginal):

@@ -10,6 +10,7 @@ from pyromix.errors import NumericalError
 from pyromix.linalg import block, selected
 from pyromix.linalg import cholesky as small
 from pyromix.linalg import sparse as complements
+from pyromix.linalg.banded import BandComplement, ChainComplement
 from pyromix.linalg.block import Layout, Slot, Term
 from pyromix.linalg.factor import Factor
 
@@ -156,4 +157,8 @@ def test_indefinite_blocks_are_refused():
     with pytest.raises(NumericalError, match="block 0 of 1"):
         complements.complement(sp.csr_array(bad))
     with pytest.raises(NumericalError, match="sparse complement of 2 rows"):
-        complements.BandComplement(sp.csr_array(bad), np.arange(2))
+        BandComplement(sp.csr_array(bad), np.arange(2))
+    with pytest.raises(NumericalError, match="sparse complement of 2 rows"):
+        ChainComplement(np.ones(2), np.array([2.0]), np.arange(2))
+    with pytest.raises(NumericalError, match="sparse complement of 2 rows"):
+        ChainComplement(np.array([1.0, np.nan]), np.zeros(1), np.arange(2))
