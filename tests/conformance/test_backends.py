@@ -85,7 +85,8 @@ STRUCTURES: dict[str, tuple[Any, Any, bool]] = {
     "ARMA": (pmx.ARMA(1, 1, sd=SD), L, False),
     "AR2": (pmx.ARMA(2, 0, sd=SD), L, False),
     "RandomWalk": (pmx.RandomWalk(sd=SD), L, False),
-    "RandomWalk of order 2": (pmx.RandomWalk(order=2, sd=SD), L, False),
+    # a slope of the default's SD, 1000, makes a plateau of the SD's posterior, where guides are far off (and say so)
+    "RandomWalk of order 2": (pmx.RandomWalk(order=2, sd=SD, slope=10.0), L, False),
     "Kinship": (pmx.Kinship((K @ K.T / 30, list(range(L))), sd=SD), L, False),
     "Pedigree": (pmx.Kinship(pedigree=PEDIGREE, sd=SD), L, False),
     "Kronecker": (pmx.Kronecker(pmx.IID(), pmx.AR1(), sd=SD), PAIRS, False),
@@ -153,7 +154,8 @@ def test_every_structure_under_every_backend(name: str, family: str) -> None:
     marginal = pmx.Exact() if family == "gaussian" else pmx.Laplace()
     ways = {
         "NUTS(marginal=)": (pmx.NUTS(draws=400, tune=300, chains=2, marginal=marginal), 0.45, 1.25),
-        "NUTS": (pmx.NUTS(draws=600, tune=500, chains=2), 0.5, 1.3),
+        # ten levels say little of what correlates them: funnels, which larger steps run into (and say so)
+        "NUTS": (pmx.NUTS(draws=600, tune=500, chains=2, target_accept=0.95), 0.5, 1.3),
         "SVI": (pmx.SVI(guide="full", steps=3000), 0.7, 1.5),
         "MaximumLikelihood": (pmx.MaximumLikelihood(), 1.5, 4.0),
     }
