@@ -134,11 +134,12 @@ class PointCovariance(Mapping[str, torch.Tensor]):
         for k in flat_ends(self._objective, self._optimum):
             free[k] = False
         vague: list[int] = []
+        whole = bool(free.all())  # else what an effect of no size has besides is flat, and its size is a finding
         while (k := self._vague(free)) is not None:
             free[k] = False
             vague.append(k)
         vague = [k for k in vague if abs(float(self._point[k])) < FAR_OUT]  # the others are findings of the fit
-        if vague:
+        if vague and whole:
             names = loose_coordinates(self._objective)
             warnings.warn(
                 f"the likelihood is flat along {', '.join(names[k] for k in vague)}: no standard error is given, and "
