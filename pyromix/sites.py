@@ -88,23 +88,26 @@ class RowMap:
         ``w``, ``(n, m)``; ``None`` for ones.
     chain
         What each row takes over from rows before it, if anything.
+    own
+        The map of rows by themselves, where this one is that of rows given rows before them.
     """
 
     index: torch.Tensor
     design: torch.Tensor | None = None
     weight: torch.Tensor | None = None
     chain: Chain | None = None
+    own: RowMap | None = None
 
     def carried(self, chain: Chain) -> RowMap:
         """The map where rows depend on rows before them: with another design if those have the same levels."""
         rows = self.index
         same = rows.dim() == 1 and bool((rows[chain.index] == rows[:, None])[chain.linked].all())
         if not same:
-            return replace(self, chain=chain)
+            return replace(self, chain=chain, own=self)
         design = torch.ones(len(rows), 1, dtype=torch.float64) if self.design is None else self.design
         if self.weight is not None:
             design = design * self.weight.reshape(-1, 1)
-        return RowMap(rows, chain.columns(design))
+        return RowMap(rows, chain.columns(design), own=self)
 
     def apply(self, u: torch.Tensor) -> torch.Tensor:
         """Rows of ``Zu``: u (*batch, levels, q) -> (*batch, n)."""

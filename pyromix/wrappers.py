@@ -128,8 +128,8 @@ BUILDERS: dict[str, Callable[[Any, _Arguments], Covariance]] = {
     "homcs": lambda term, given: CompoundSymmetry(hom=True),
     "toep": lambda term, given: Toeplitz(hom=False),
     "homtoep": lambda term, given: Toeplitz(hom=True),
-    # as glmmTMB has it, where the terms of a level are times: ar1(0 + factor(time) | g)
-    "ar1": lambda term, given: AR1(over="levels" if len(term.terms) == 1 else "terms"),
+    # as glmmTMB has it, where the terms of a level are times, the values of a factor: ar1(0 + C(time) | g)
+    "ar1": lambda term, given: AR1(over="terms" if all("[" in name for name in term.terms) else "levels"),
     "ou": lambda term, given: OU(),
     "rw": lambda term, given: RandomWalk(order=given.number("order", 1)),
     "arma": lambda term, given: ARMA(given.number("p", 1), given.number("q", 0)),

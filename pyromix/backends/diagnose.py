@@ -11,7 +11,7 @@ import torch
 from torch.distributions import constraints
 
 from pyromix.backends.chart import FactorEntry
-from pyromix.backends.point import flat_ends
+from pyromix.backends.point import VAGUE, flat_ends, ran_off
 from pyromix.errors import (
     ApproximationWarning,
     ConvergenceWarning,
@@ -22,6 +22,7 @@ from pyromix.errors import (
     Status,
     UnsupportedError,
 )
+from pyromix.linalg.operators import DENSE
 from pyromix.marginal import GaussHermite
 from pyromix.marginal.correlated import BoundCorrelated
 from pyromix.marginal.laplace import BoundLaplace
@@ -62,7 +63,8 @@ def findings(
     return [
         *_convergence(optimum, flat),
         *_flat(flat, point),
-        *_boundary(search, point),
+        *_ran_off(search, optimum, flat),
+        *_boundary(search, point, record),
         *_residual(search, record),
         *_precision(search, record),
         *_separation(search, point, record),
@@ -101,6 +103,19 @@ def _flat(flat: Mapping[int, str], point: Mapping[str, torch.Tensor]) -> list[He
     ]
 
 
+def _ran_off(search: Search, optimum: Optimum, flat: Mapping[int, str]) -> list[HealthRecord]:
+    remedy = (
+        "It ran off to where the likelihood does not depend on it any more: the data do not say how large or small it"
+        " is. Fix it, give it a prior (criterion='map'), or leave its part of the model out."
+    )
+    scale = "as logarithm or logit"
+    return [
+        HealthRecord("singular", "warn", round(se, 2), VAGUE, f"standard error of {name}, {scale}", remedy)
+        for name, se in ran_off(search.objective, optimum).items()
+        if name not in flat.values()
+    ]
+
+
 def _convergence(optimum: Optimum, flat: Mapping[int, str]) -> list[HealthRecord]:
     out = []
     if optimum.decrement > CONVERGED:
@@ -133,13 +148,16 @@ def _convergence(optimum: Optimum, flat: Mapping[int, str]) -> list[HealthRecord
     return out
 
 
-def _boundary(search: Search, point: Mapping[str, torch.Tensor]) -> list[HealthRecord]:
+def _boundary(search: Search, point: Mapping[str, torch.Tensor], record: Record) -> list[HealthRecord]:
     out = []
     for name, site in search.sites.items():
         value, support = point[name].detach(), site.role.support
         if support is constraints.nonnegative:
             relative = (value / search.scales[name].size).reshape(-1)
-            for k in np.flatnonzero(relative.numpy() < SINGULAR_SD):
+            small = np.flatnonzero(relative.numpy() < SINGULAR_SD)
+            if len(small) and _moves(record, name.rpartition(".")[0], float(search.scales[name].size.max())):
+                continue
+            for k in small:
                 label = name if relative.numel() == 1 else f"{name}[{k}]"
                 out.append(
                     HealthRecord(
@@ -170,6 +188,14 @@ def _boundary(search: Search, point: Mapping[str, torch.Tensor]) -> list[HealthR
                     )
                 )
     return out
+
+
+def _moves(record: Record, effect: str, size: float) -> bool:
+    """Whether an effect is no zero although its SD is: that of a change of slope, say, beside a slope."""
+    site = record.latents.get(effect)
+    if site is None or site.fn.operator.block is not None or len(site.role.levels) > DENSE:
+        return False
+    return bool((site.fn.operator.sds() > SINGULAR_SD * size).all())
 
 
 def _residual(search: Search, record: Record) -> list[HealthRecord]:

@@ -18,6 +18,7 @@ from torch.distributions import biject_to, constraints
 
 from pyromix.backends.chart import FactorEntry
 from pyromix.backends.maximum_likelihood import MaximumLikelihood, Search
+from pyromix.backends.point import loose_coordinates
 from pyromix.backends.quasi_newton import FAR, Objective, Optimum
 from pyromix.backends.training import Trained
 from pyromix.compile import cheapest
@@ -29,6 +30,7 @@ from pyromix.marginal.plan import Plan, data_of
 from pyromix.marginal.traced import TracedRuns, trace_runs
 from pyromix.running import Program, Record, Site, run
 
+LONG, FALL = 1.5, 3.0  # SDs of logarithms and logits that are checked, and the fall at one SD that is allowed
 STEEPEST = 1e6  # posterior SDs: a direction in which the curvature at the mode is less than this is taken as flat
 
 
@@ -186,7 +188,23 @@ class HyperPosterior:
         if hessian is None:
             hessian = self.objective.hessian(optimum.t, optimum.gradient)
         root, flat = _inverse_root(hessian)
-        return Mode(optimum.t, -optimum.loss, root, optimum.decrement, flat)
+        return Mode(optimum.t, -optimum.loss, self._within_reach(optimum, root), optimum.decrement, flat)
+
+    def _within_reach(self, optimum: Optimum, root: np.ndarray) -> np.ndarray:
+        """The root with its long columns cut back to where the density still is.
+
+        On a plateau, such as that of an SD between where its effect vanishes and where the prior ends, the curvature
+        at the top says nothing of its width.
+        """
+        loose = sorted(loose_coordinates(self.objective))
+        root, unit = root.copy(), self.objective.unit[loose]
+        for k in range(root.shape[1]):
+            while loose and np.abs(root[loose, k] * unit).max() > LONG:
+                ends = [self(optimum.t + sign * root[:, k])[0] for sign in (1.0, -1.0)]
+                if -optimum.loss - min(ends) < FALL:
+                    break
+                root[:, k] *= 0.5
+        return root
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -11,12 +12,16 @@ import torch
 from torch.distributions import constraints
 
 from pyromix.backends.chart import natural_chart
-from pyromix.backends.quasi_newton import Objective, Optimum
+from pyromix.backends.quasi_newton import DIFFERENCE, Objective, Optimum
+from pyromix.errors import ApproximationWarning
 from pyromix.marginal.base import BoundMarginal
 from pyromix.results.estimate import Draws
 from pyromix.running import Program, Site, run
 
 FLAT_SD, FLAT_CURVATURE = 1e-2, 1e-3  # an SD in units of its scale; information in units of that of a sharp one
+VAGUE = 4.0  # standard error of a logarithm or logit from which on it says nothing: a factor of 3,000 up and down
+FAR_OUT = 6.9  # logarithm of a thousand
+ROUNDING, SHARE = 1e-9, 0.1  # smallest information against the largest; part of a direction that a coordinate has
 DEGENERATE = 1e-4  # distance from the boundary, on the chart, within which a coordinate has no standard error
 
 
@@ -34,6 +39,35 @@ def flat_ends(objective: Objective, optimum: Optimum) -> dict[int, str]:
             for k in range(objective.chart.slices[entry.name].start, objective.chart.slices[entry.name].stop):
                 if float(at[k]) < np.log(FLAT_SD) and hessian[k, k] < FLAT_CURVATURE:
                     out[k] = entry.name
+    return out
+
+
+def loose_coordinates(objective: Objective) -> dict[int, str]:
+    """Coordinates that are logarithms or logits, where a standard error is a factor, and what they are called."""
+    out = {}
+    for entry in objective.chart.entries:
+        if entry.kind in ("positive", "other"):
+            part = objective.chart.slices[entry.name]
+            for i, k in enumerate(range(part.start, part.stop)):
+                out[k] = entry.name if entry.size == 1 else f"{entry.name}[{i}]"
+    return out
+
+
+def ran_off(objective: Objective, optimum: Optimum) -> dict[str, float]:
+    """Coordinates far out where the likelihood is flat, and their standard errors; two evaluations for each far out."""
+    at, out = objective.flat(optimum.t), {}
+    for k, name in loose_coordinates(objective).items():
+        if abs(float(at[k])) < FAR_OUT:
+            continue
+        if optimum.hessian is not None:
+            information = float(optimum.hessian[k, k])
+        else:
+            step = np.zeros(len(optimum.t))
+            step[k] = DIFFERENCE
+            information = float((objective(optimum.t + step)[1] - objective(optimum.t - step)[1])[k]) / (2 * DIFFERENCE)
+        se = float(objective.unit[k]) / np.sqrt(information) if information > 0 else np.inf
+        if se > VAGUE:
+            out[name] = se
     return out
 
 
@@ -99,14 +133,44 @@ class PointCovariance(Mapping[str, torch.Tensor]):
                 free[part] = bool((values[entry.name].diagonal() ** 2 > 2 * DEGENERATE).all())
         for k in flat_ends(self._objective, self._optimum):
             free[k] = False
-        if bool(free.all()) or not any(entry.kind == "other" for entry in chart.entries):
-            return free
-        hessian = self._hessian
-        for entry in chart.entries:  # the decay of an effect that is zero, which the data say nothing of
-            if entry.kind == "other":
-                for k in range(chart.slices[entry.name].start, chart.slices[entry.name].stop):
-                    free[k] = bool(hessian[k, k] >= FLAT_CURVATURE)
+        vague: list[int] = []
+        whole = bool(free.all())  # else what an effect of no size has besides is flat, and its size is a finding
+        while (k := self._vague(free)) is not None:
+            free[k] = False
+            vague.append(k)
+        vague = [k for k in vague if abs(float(self._point[k])) < FAR_OUT]  # the others are findings of the fit
+        if vague and whole:
+            names = loose_coordinates(self._objective)
+            warnings.warn(
+                f"the likelihood is flat along {', '.join(names[k] for k in vague)}: no standard error is given, and "
+                "draws and intervals hold it at its estimate. Fix it, give it a prior (criterion='map'), or leave its "
+                "part of the model out.",
+                ApproximationWarning,
+                stacklevel=2,
+            )
         return free
+
+    def _vague(self, free: torch.Tensor) -> int | None:
+        """The coordinate that is worst known, if it is hardly known at all: the likelihood is flat along it.
+
+        A length that ran to infinity, a share at one of its ends, the decay of an effect that is zero.
+        """
+        keep = np.flatnonzero(free.numpy())
+        names = loose_coordinates(self._objective)
+        loose = [i for i, k in enumerate(keep) if k in names]
+        if not loose:
+            return None
+        unit = self._objective.unit[keep]
+        block = self._hessian[np.ix_(keep, keep)]
+        if not np.isfinite(block).all():
+            return None
+        values, vectors = np.linalg.eigh(block)
+        if values[0] <= ROUNDING * values[-1]:  # a ridge, or no maximum along this direction
+            worst = max(loose, key=lambda i: abs(vectors[i, 0]))
+            return int(keep[worst]) if abs(vectors[worst, 0]) > SHARE else None
+        sds = np.sqrt(np.diag(np.linalg.inv(block))) * unit
+        worst = max(loose, key=lambda i: sds[i])
+        return int(keep[worst]) if sds[worst] > VAGUE else None
 
     @property
     def _hessian(self) -> np.ndarray:

@@ -34,6 +34,7 @@ from pyromix.running import Program, Record, run
 log = logging.getLogger(__name__)
 MANY = 100  # hyper-parameters (weights of a network) whose marginal posterior is not searched first
 TRIES = 100
+ROOM = 5.0  # log density, times ten and the dimension, that a start may lie below the origin
 
 
 class AbstractTarget(ABC):
@@ -71,18 +72,24 @@ class AbstractTarget(ABC):
         """Why the density cannot be computed there."""
 
     def start(self, rng: np.random.Generator) -> np.ndarray:
-        """A point from which a chain can start.
+        """A point from which a chain can start, not too far below the coordinates' origin if there is one.
 
         Raises
         ------
         NumericalError
             None was found.
         """
+        middle, _ = self.density(np.zeros(self.size))
+        far: np.ndarray | None = None
         for attempt in range(TRIES):
             w = rng.standard_normal(self.size) * 0.9**attempt
             value, gradient = self.density(w)
             if np.isfinite(value) and np.isfinite(gradient).all():
-                return w
+                if not middle - value > ROOM * (10 + self.size):  # where steps would be tiny for ever
+                    return w
+                far = w if far is None else far
+        if far is not None:
+            return far
         raise NumericalError(f"no point with a finite density was found to start a chain from: {self.explain(w)}.")
 
 

@@ -26,11 +26,14 @@ class Coords:
         Labels of the effects within a level, in the order of its second dimension.
     values
         What the user handed over for the levels: times, places, ids; ``None`` if nothing.
+    known
+        How many of the levels, the first ones, a fit has seen, where further ones are predicted; ``None`` for all.
     """
 
     levels: tuple[Any, ...]
     terms: tuple[str, ...]
     values: Any = None
+    known: int | None = None
 
 
 class Covariance(ABC):

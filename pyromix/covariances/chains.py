@@ -14,6 +14,7 @@ from pyromix.errors import StructureError
 from pyromix.linalg.operators import Precision
 from pyromix.remembered import remembered
 
+DATES = "make a number of it, such as (date - date.min()).dt.days"
 WHOLE = 1e-9  # a step this far from a whole one, relative to the times, is whole but for rounding
 
 
@@ -172,7 +173,8 @@ def _entries(coords: Coords, where: str) -> Sequence[Any]:
 def _times(times: Sequence[Any], coords: Coords, entries: Sequence[Any], where: str) -> np.ndarray:
     for k, value in enumerate(times):
         if isinstance(value, (str, bytes, bool, np.bool_, tuple, list)) or not hasattr(value, "__float__"):
-            raise _odd(where, coords, k, entries, "is no number")
+            dated = hasattr(value, "isoformat")
+            raise _odd(where, coords, k, entries, f"is {'a date: ' + DATES if dated else 'no number'}")
     out = np.array([float(value) for value in times], dtype=np.float64)
     if not np.isfinite(out).all():
         raise _odd(where, coords, int(np.flatnonzero(~np.isfinite(out))[0]), entries, "is no finite number")

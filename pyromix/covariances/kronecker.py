@@ -115,7 +115,12 @@ class Kronecker(BetweenLevels):
 
     def _parts(self, coords: Coords) -> tuple[tuple[str, Covariance, Coords], ...]:
         first, second = self._halves(coords)
-        return ("first", self.first, Coords(first, ONE)), ("second", self.second, Coords(second, ONE))
+        seen = coords.levels[: coords.known]
+        known = (len({a for a, _ in seen}), len({b for _, b in seen}))
+        return (
+            ("first", self.first, Coords(first, ONE, known=known[0])),
+            ("second", self.second, Coords(second, ONE, known=known[1])),
+        )
 
     def _part(self, name: str, part: Covariance, theta: Mapping[str, torch.Tensor], halves: Coords) -> AbstractOperator:
         """A part at unit scale."""

@@ -46,7 +46,7 @@ class RandomWalk(Covariance):
     of order 2 practically free; where time is a linear predictor too, take ``slope=1``.
 
     The prior of a level later than the last is the walk going on, so it can be forecast. A level before the first
-    one has none: it would move the start.
+    one has none: it would move the start, and is refused.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class RandomWalk(Covariance):
         Another `order`, a negative SD, a `start` or `slope` that is no positive number.
     StructureError
         Where the effect is used: levels that are no times, two levels at one time of a series, unequal steps with
-        order 2.
+        order 2; where it is predicted, a level before the start of a walk.
     """
 
     def __init__(self, order: int = 1, sd: Argument = None, start: float = 1.0, slope: float = 1000.0) -> None:
@@ -86,6 +86,7 @@ class RandomWalk(Covariance):
 
     def operator(self, theta: Mapping[str, torch.Tensor], coords: Coords) -> PrecisionOperator:
         sd, chains = theta["sd"], read_chains(coords, "RandomWalk")
+        _refuse_earlier(chains, coords)
         place = chains.position
         variance = np.where(place == 0, float(self.start) ** 2, chains.gap if self.order == 1 else 1.0)
         coefs = [np.where(place > 0, 1.0, 0.0)]
@@ -95,6 +96,23 @@ class RandomWalk(Covariance):
             coefs = [np.where(place > 1, 2.0, coefs[0]), np.where(place > 1, -1.0, 0.0)]
         precision = markov(chains, [torch.from_numpy(c) for c in coefs], torch.from_numpy(variance))
         return PrecisionOperator(precision, sd * torch.eye(len(coords.terms), dtype=sd.dtype))
+
+
+def _refuse_earlier(chains: Chains, coords: Coords) -> None:
+    """A level to be predicted that lies before the start of a walk that was fitted."""
+    if coords.known is None or coords.known == len(coords.levels):
+        return
+    fresh = chains.order >= coords.known
+    followed = np.isin(chains.series, chains.series[~fresh])
+    bad = np.flatnonzero((chains.position == 0) & fresh & followed)
+    if len(bad):
+        at = int(bad[0])
+        start = at + int(np.flatnonzero(~fresh[at:])[0])
+        a, b = (coords.levels[chains.order[k]] for k in (at, start))
+        raise StructureError(
+            f"RandomWalk: level {a!r} lies before {b!r}, where the walk starts: it has no prior. "
+            "Predict later levels, fit with a level there (RandomEffect(levels=...)), or use new_groups='zero'."
+        )
 
 
 def _require_equal(chains: Chains, coords: Coords) -> None:

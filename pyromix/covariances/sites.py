@@ -60,8 +60,11 @@ class Sites:
             given = _array(given) if isinstance(given, torch.Tensor) else given
             x = torch.from_numpy(np.array(given, dtype=np.float64))
         except (TypeError, ValueError) as error:
+            dated = hasattr(_first(_first(given)), "isoformat") or hasattr(_first(given), "isoformat")
             raise DataError(
-                f"GP: {what} are not places ({_first(given)!r}, ...); pass numbers, or tuples of numbers of one "
+                f"GP: {what} are dates; make numbers of them, such as (date - date.min()).dt.days."
+                if dated
+                else f"GP: {what} are not places ({_first(given)!r}, ...); pass numbers, or tuples of numbers of one "
                 "length: RandomEffect(coords=...) or GP(sites=...)."
             ) from error
         x = x[:, None] if x.dim() == 1 else x

@@ -169,7 +169,7 @@ class RandomEffect:
 
     def _extended(self, theta: dict[str, torch.Tensor], coords: Coords, labels: tuple[Any, ...]) -> AbstractOperator:
         """The covariance of the levels and of further ones, which their labels place."""
-        return self.covariance.operator(theta, Coords(coords.levels + labels, coords.terms))
+        return self.covariance.operator(theta, Coords(coords.levels + labels, coords.terms, known=len(coords.levels)))
 
     def _parameters(self, coords: Coords) -> tuple[Parameter, ...]:
         """The covariance's parameters, asked for once where the levels are given."""

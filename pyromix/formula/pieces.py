@@ -106,11 +106,11 @@ def member_weights(
     shown = f"{bar.name}: weights {', '.join(formula.restore(text) for text in bar.weights)}"
     bad = ~np.isfinite(out).all(1) | (out < 0).any(1)
     if bad.any():
-        refuse_argument(shown, out, bad, "row of negative or infinite weights", rows)
+        refuse_argument(shown, out, bad, "negative or infinite weight", rows)
     if bar.normalised:
         total = out.sum(1)
         if (total == 0).any():
-            refuse_argument(shown, out, total == 0, "row of zero weights", rows)
+            refuse_argument(shown, out, total == 0, "zero total weight", rows)
         out = out / total[:, None]
     return out
 

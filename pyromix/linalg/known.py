@@ -92,7 +92,12 @@ class KnownOperator(AbstractOperator):
         return self._known
 
     @property
-    def scale_tril(self) -> torch.Tensor:
+    def covariance(self) -> torch.Tensor:
+        """K's matrix."""
+        return self._known.matrix
+
+    @property
+    def tril(self) -> torch.Tensor:
         """L."""
         return self._tril
 

@@ -118,7 +118,7 @@ def read_points(points: Any, where: str) -> np.ndarray:
     if hasattr(points, "to_numpy"):
         points = points.to_numpy()
     try:
-        x = np.array(points.detach() if isinstance(points, torch.Tensor) else points, dtype=np.float64)
+        x = np.array(points.detach().numpy() if isinstance(points, torch.Tensor) else points, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: points are not numbers ({error}); pass an array (n, dimension).") from error
     x = x[:, None] if x.ndim == 1 else x

@@ -19,12 +19,14 @@ import torch
 
 from pyromix.linalg.block import Term
 from pyromix.linalg.covariance_operator import CovarianceOperator
+from pyromix.linalg.known import KnownOperator
 from pyromix.linalg.sparse import DenseComplement
 from pyromix.marginal.plan import Plan, data_of
 from pyromix.running import Record
 
 LOG_2PI = math.log(2 * math.pi)
 MAX_ROWS = 8000  # whose covariance takes 512 MB
+BY_COVARIANCE = (CovarianceOperator, KnownOperator)  # which need no root of it here
 ADVANTAGE = 2.0  # rows a correlated level up to which this is the cheaper way; the other takes some ten products
 
 
@@ -51,7 +53,7 @@ class DenseRows:
         correlated = 0
         for name, term in zip(plan.latents, plan.layout.terms, strict=True):
             operator = record.latents[name].fn.operator
-            if len(term.slots) != 1 or not (operator.block is not None or isinstance(operator, CovarianceOperator)):
+            if len(term.slots) != 1 or not (operator.block is not None or isinstance(operator, BY_COVARIANCE)):
                 return None
             correlated += term.size if operator.block is None else 0
         return cls(plan, x) if n <= ADVANTAGE * correlated else None

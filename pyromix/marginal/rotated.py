@@ -176,7 +176,7 @@ class BoundRotated(BoundMarginal):
         role = data_of(record)
         eta = without_coefficients(role.eta, record, self._integrated)
         operator = record.latents[self.plan.latents[0]].fn.operator
-        tril = operator.scale_tril if isinstance(operator, KnownOperator) else operator.separable().tril
+        tril = operator.tril if isinstance(operator, KnownOperator) else operator.separable().tril
         return eta, role.family.gaussian_sd(**role.dispersion), tril
 
     def _solution(self, record: Record) -> _Solution:

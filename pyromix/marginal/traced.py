@@ -79,6 +79,8 @@ def trace_runs(
 ) -> TracedRuns | None:
     """Trace a program in coordinates t (size,); ``None`` if it cannot be, and has to be run.
 
+    Row designs are those of the run that is traced: `Plan.moving` must not hold.
+
     Parameters
     ----------
     values

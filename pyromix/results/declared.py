@@ -49,8 +49,10 @@ def groups(record: Record) -> dict[str, list[Site]]:
 
 
 def effects_of(record: Record, group: str) -> list[Site]:
-    """Random-effect sites of one grouping factor; `DataError` listing the factors if there is none of that name."""
+    """Random-effect sites of one grouping factor, or one of them by its own name; `DataError` listing the factors."""
     found = groups(record)
+    if group not in found and group in record.latents:
+        return [record.latents[group]]
     if group not in found:
         known = ", ".join(repr(name) for name in found) or "none"
         raise DataError(f"group {group!r}: the fit has no such grouping factor (it has: {known}).")

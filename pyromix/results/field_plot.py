@@ -53,15 +53,17 @@ def _curves(field: Field, title: str, known: Sequence[Any]) -> Figure:
         time = np.array([field.labels[k][1] if pairs else field.labels[k] for k in here], dtype=float)
         order = np.argsort(time)
         here, time = [here[k] for k in order], time[order]
-        draws = field.draws[:, here]
-        low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+        mean = field.mean[here]
+        low, high = np.quantile(field.draws[:, here], [0.05, 0.95], axis=0)
         axis.axhline(0, color=plots.GREY, linewidth=0.9)
         axis.fill_between(time, low, high, color=plots.GROUP, alpha=0.18, linewidth=0)
-        axis.plot(time, draws.mean(0), color=plots.GROUP, linewidth=1.8)
+        axis.plot(time, mean, color=plots.GROUP, linewidth=1.8)
+        if len(here) == 1:
+            axis.errorbar(time, mean, [mean - low, high - mean], color=plots.GROUP, marker="o", markersize=4)
         last = [k for k, at in enumerate(here) if field.labels[at] in levels]
         if last and last[-1] + 1 < len(here):
             ahead = slice(last[-1], None)
-            axis.plot(time[ahead], draws.mean(0)[ahead], color=plots.POPULATION, linewidth=1.8)
+            axis.plot(time[ahead], mean[ahead], color=plots.POPULATION, linewidth=1.8)
             axis.axvline(time[last[-1]], color=plots.GREY, linewidth=0.9, linestyle=(0, (3, 2)))
         if one is not None:
             axis.set_title(str(one), fontsize=9, color=plots.INK, loc="left", pad=3)
@@ -72,7 +74,7 @@ def _curves(field: Field, title: str, known: Sequence[Any]) -> Figure:
 def _map(field: Field, title: str) -> Figure:
     figure, axes = plots.panels(2, width=4.6, height=4.0, columns=2)
     places = np.array(field.labels, dtype=float)
-    mean, sd = field.draws.mean(0), field.draws.std(0)
+    mean, sd = field.mean, field.sd
     reach = float(np.abs(mean).max()) or 1.0
     shades: tuple[tuple[str, np.ndarray, dict[str, Any]], ...] = (
         (f"{title}: mean", mean, {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}),

@@ -318,8 +318,11 @@ class Fit:
         DataError
             A row of `condition_on` whose groups are all known to the fit.
         UnsupportedError
-            ``"marginal"``, ``"conditional"`` or `condition_on` for a structure whose levels depend on each other;
-            `condition_on` where effects do not enter the predictor linearly.
+            `condition_on` for a structure whose levels depend on each other, or where effects do not enter the
+            predictor linearly; ``"marginal"`` or ``"conditional"`` for such a structure where new levels have no labels
+            to place them by.
+        StructureError
+            A new level that its structure has no place for: a time before the start of a random walk, half a step.
         """
         how = {} if missing == "propagate" else {"missing": missing}
         return predict.predict(self, data, kind, new_groups, level, seed, condition_on, offset=offset, **how)
@@ -329,7 +332,14 @@ class Fit:
         return predict.predict(self, None, "mean", "error", 0.9, 0)
 
     def residuals(self, kind: str = "response") -> np.ndarray:
-        """Residuals at the training rows, (n,): ``"response"``, y - mean, or ``"pearson"``, over the response's SD."""
+        """Residuals at the training rows, (n,).
+
+        Parameters
+        ----------
+        kind
+            ``"response"``: y - mean. ``"pearson"``: over the response's SD. ``"normalized"``: those of independent
+            rows, where residuals are correlated: given the rows before, over what their SD leaves.
+        """
         return residuals.residuals(self, kind)
 
     # -- draws and runs of the program -------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ For random effect k with level covariance T_k (its mean over levels, as in the v
 
 .. math:: h^2_k = \frac{v_k}{\sum_j v_j + \sigma^2}, \qquad v_k = \frac1n \sum_i z_i^T T_k z_i,
 
-so :math:`v_k = sd^2\, \mathrm{tr}(K)/m` for an intercept over m levels with a relationship matrix K: the share of an
-average level's variance, which does not depend on how K is scaled (as GEMMA's PVE). With ``scaled=False`` K counts at
-unit scale, :math:`sd^2 / (sd^2 + \sigma^2)`, which is sommer's ``vpredict(h2 ~ V1 / (V1 + V2))``. The mean over rows
-for slopes is that of Johnson (2014).
+and :math:`\sigma^2` the residual variance, its mean over rows where it varies (with weights of precision, or a variance
+function). So :math:`v_k = sd^2\, \mathrm{tr}(K)/m` for an intercept over m levels with a relationship matrix K: the
+share of an average level's variance, which does not depend on how K is scaled (as GEMMA's PVE). With ``scaled=False``
+K counts at unit scale, :math:`sd^2 / (sd^2 + \sigma^2)`, which is sommer's ``vpredict(h2 ~ V1 / (V1 + V2))``. The mean
+over rows for slopes is that of Johnson (2014).
 
 Intervals: profile likelihood where one such effect and the residual are all there is (`BoundRotated.profiled`), which
 may end at zero; else by the delta method on the logit scale; quantiles for draws.
@@ -53,12 +54,20 @@ def heritability(fit: Fit, group: str | None, level: float, scaled: bool) -> pd.
     find = _from_draws if fit.estimate.kind == "draws" else _from_point
     intervals, how = find(fit, names, level, scaled)
     rows = [
-        [site.role.group, ", ".join(map(str, site.role.terms)), share.estimate, share.se, share.lower, share.upper]
-        for site, share in zip(sites, intervals, strict=True)
+        [site.role.group, label, share.estimate, share.se, share.lower, share.upper]
+        for site, label, share in zip(sites, _labels(sites), intervals, strict=True)
     ]
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.attrs["interval"] = how
     return table
+
+
+def _labels(sites: list[Site]) -> list[str]:
+    """Terms of every effect, with the effect's name where another one of its group has the same."""
+    pairs = [(site.role.group, ", ".join(map(str, site.role.terms))) for site in sites]
+    return [
+        f"{site.name}[{pair[1]}]" if pairs.count(pair) > 1 else pair[1] for site, pair in zip(sites, pairs, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -76,10 +85,15 @@ def _shares(fit: Fit, values: Values, names: list[str], scaled: bool) -> torch.T
     zeros = {name: torch.zeros_like(site.value) for name, site in fit.record.latents.items()}
     record = run(fit.program, fit.args, {**values, **zeros})
     parts = {name: _variance(site, scaled) for name, site in record.latents.items()}
-    residual, fixed = _residual(fit.record)
-    sd = record.hypers[residual].value if residual in record.hypers else torch.tensor(fixed, dtype=torch.float64)
-    total = sum(parts.values(), sd.square().reshape(()))
+    total = sum(parts.values(), _residual_variance(record))
     return torch.stack([parts[name] / total for name in names])
+
+
+def _residual_variance(record: Record) -> torch.Tensor:
+    """Of an average row, about its mean: not given the rows before it, where residuals are correlated."""
+    (site,) = record.data.values()
+    role = site.role if site.role.plain is None else site.role.plain
+    return role.family.gaussian_sd(**role.dispersion).square().mean()
 
 
 def _variance(site: Site, scaled: bool) -> torch.Tensor:
@@ -91,13 +105,13 @@ def _level_covariance(site: Site, scaled: bool) -> torch.Tensor:
     operator = site.fn.operator
     if scaled or operator.block is not None:
         return declared.term_covariance(site)
-    tril = operator.scale_tril if isinstance(operator, KnownOperator) else operator.separable().tril
+    tril = operator.tril if isinstance(operator, KnownOperator) else operator.separable().tril
     return tril @ tril.mT
 
 
 def _moments(site: Site) -> torch.Tensor:
     """Mean over rows of ``z z^T``, (q, q)."""
-    rows, q = site.role.rows, len(site.role.terms)
+    rows, q = site.role.rows.own or site.role.rows, len(site.role.terms)
     n = len(rows.index)
     z = torch.ones(n, q, dtype=torch.float64) if rows.design is None else rows.design.detach()
     weight = 1.0 if rows.weight is None else rows.weight.detach().reshape(n, -1).square().sum(1)[:, None]

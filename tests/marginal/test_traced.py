@@ -22,13 +22,16 @@ STRUCTURES: dict[str, Any] = {
     "IID": pmx.IID(),
     "AR1": pmx.AR1(),
     "RandomWalk": pmx.RandomWalk(),
+    "ARMA": pmx.ARMA(2, 1),
     "Kinship": pmx.Kinship((ROOT @ ROOT.T / 12, list(range(LEVELS)))),
+    "GP": pmx.GP(gpytorch.kernels.MaternKernel(nu=1.5) * gpytorch.kernels.PeriodicKernel()),
+    "GP by sines": pmx.GP(gpytorch.kernels.RBFKernel(), approximation=pmx.HilbertSpace(5)),
 }
 
 
 def test_programs_that_look_at_values_are_run() -> None:
-    """A process looks whether its correlations are positive definite, which is a branch."""
-    effect = pmx.RandomEffect("u", pmx.GP(gpytorch.kernels.MaternKernel(nu=1.5)), levels=LEVELS)
+    """A kernel that GPyTorch evaluates asks whether places are equal, which is a branch."""
+    effect = pmx.RandomEffect("u", pmx.GP(gpytorch.kernels.PiecewisePolynomialKernel()), levels=LEVELS)
 
     def program(y: torch.Tensor) -> None:
         pmx.observe("y", pmx.Gaussian(), effect(INDEX), y)
@@ -37,7 +40,7 @@ def test_programs_that_look_at_values_are_run() -> None:
     y = torch.zeros(30, dtype=torch.float64)
 
     def values(t: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"u.sd": t.exp(), "u.lengthscale": t.exp().reshape(1, 1), "y.sigma": one}
+        return {"u.sd": t.exp(), "u.lengthscale": t.exp().reshape(()), "y.sigma": one}
 
     assert trace_runs(program, (y,), values, lambda at: one, 1, 10_000, gradients=True) is None
 

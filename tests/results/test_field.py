@@ -11,7 +11,7 @@ import pytest
 
 import pyromix as pmx
 from pyromix.errors import ConfigError, UnsupportedError
-from pyromix.results.field import field_of
+from pyromix.results.field import _between, field_of
 
 RNG = np.random.default_rng(6)
 TIMES = pd.DataFrame({"t": np.arange(30), "y": np.sin(np.arange(30) / 4) + 0.3 * RNG.normal(size=30)})
@@ -41,16 +41,46 @@ def test_a_curve_and_its_forecast(walk: pmx.Fit) -> None:
     assert field.draws[:, 30].mean() == pytest.approx(0.8 * last.mean(), abs=0.08)
     expected = 0.64 * last.var() + 0.64 * (1 - 0.64)
     assert field.draws[:, 30].var() == pytest.approx(expected, rel=0.15)
+    mode = walk.estimate.latents["t"][:, 0].numpy()
+    np.testing.assert_allclose(field.mean, [*mode, 0.8 * mode[29], 0.64 * mode[29]], rtol=1e-10)
+    given_the_last = np.sqrt([0.64 * last.var() + 0.64 * (1 - 0.64), 0.64**2 * last.var() + 0.64 * (1 - 0.64**2)])
+    np.testing.assert_allclose(field.sd[30:], given_the_last, rtol=1e-6)
+
+
+def test_gaps_are_filled_where_the_structure_goes_on() -> None:
+    """A band as narrow as beside the data would claim to know what lies between."""
+    data = TIMES[(TIMES["t"] < 10) | (TIMES["t"] > 20)]
+    fit = pmx.model("y ~ 1 + ar1(1 | t)", data, priors={"t.sd": 0.8, "t.rho": 0.8, "y.sigma": 0.3}).fit(progress=False)
+    field = field_of(fit, fit.record.latents["t"], 0, [40], 50)
+    assert sorted(field.labels) == [*range(30), 40]
+    sd = dict(zip(field.labels, field.sd, strict=True))
+    assert sd[15] > 1.5 * sd[5] and sd[15] > sd[11] and max(sd.values()) < 1.0
+    assert _between((0, 1, 2, 100), "curve") == [*range(7, 98, 5)]
+    pairs = (("a", 0), ("a", 0.5), ("a", 1.0), ("a", 3), ("b", 2))
+    assert _between(pairs, "series") == [("a", 1.5), ("a", 2), ("a", 2.5)]
+    assert _between((0.0, 1.0, 2.3, 6.4), "curve") == [*np.round(2.3 + 4.1 / 5 * np.arange(1, 5), 9)]
 
 
 def test_a_map_is_kriging(surface: pmx.Fit) -> None:
-    """Against prediction on the same grid, which is exact; 400 draws: the mean's error is SD / 20 a place."""
+    """Against prediction on the same grid, and the textbook variance (fixed parameters, flat prior of the mean)."""
     field = field_of(surface, surface.record.latents["a:b"], 0, None, 400, grid=6)
-    assert field.kind == "map" and field.draws.shape == (400, 36) and len(field.data) == 40
+    assert field.kind == "map" and field.draws.shape == (50, 36) and len(field.data) == 40
     new = pd.DataFrame(field.labels, columns=["a", "b"])
     beta = float(surface.fixed_effects()["estimate"].iloc[0])
     expected = surface.predict(new, new_groups="conditional") - beta
-    assert (np.abs(field.draws.mean(0) - expected) < 5 * field.draws.std(0) / 20 + 1e-9).all()
+    np.testing.assert_allclose(field.mean, expected, atol=1e-8)
+    # of 50 draws of the effects at the data and of the mean: 10 % of an SD, four times that allowed
+    old, far = PLACES[["a", "b"]].to_numpy(), new.to_numpy()
+
+    def kernel(x: np.ndarray, z: np.ndarray) -> np.ndarray:
+        d = np.sqrt(3) * np.linalg.norm(x[:, None] - z, axis=-1) / 0.6
+        return (1 + d) * np.exp(-d)
+
+    inverse = np.linalg.inv(kernel(old, old) + 0.04 * np.eye(40))
+    across, ones = kernel(far, old), np.ones(40)
+    tilt = -across @ inverse @ ones  # what the mean's error moves
+    variance = 1 - np.einsum("ij,jk,ik->i", across, inverse, across) + tilt**2 / (ones @ inverse @ ones)
+    assert np.abs(np.log(field.sd / np.sqrt(variance))).max() < 0.4
 
 
 def test_a_field_on_a_mesh() -> None:

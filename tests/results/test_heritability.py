@@ -188,3 +188,43 @@ def test_what_has_no_heritability_is_refused() -> None:
         counts.heritability()
     with pytest.raises(UnsupportedError, match="the program has no random effects"):
         pmx.model("y ~ x", data).fit(progress=False).heritability()
+
+
+def test_residuals_that_vary_count_at_the_average_row() -> None:
+    """Whatever their strata are called; the dense maximum of the likelihood says what the variances are."""
+    rng = np.random.default_rng(2)
+    frame = pd.DataFrame({"g": np.repeat(np.arange(40), 5), "s": np.where(rng.random(200) < 0.3, "a", "b")})
+    frame["y"] = rng.normal(size=40)[frame["g"]] + np.where(frame["s"] == "a", 0.5, 2.0) * rng.normal(size=200)
+    frame["t"] = frame["s"].map({"a": "z", "b": "b"})
+    found = []
+    for name in ("s", "t"):
+        fit = pmx.model("y ~ 1 + (1 | g)", frame, pmx.Gaussian(variance=pmx.VarIdent(name))).fit(progress=False)
+        found.append(fit.heritability()["estimate"].iloc[0])
+    sd, residual = fit.estimate.point["g.sd"], fit.record.data["y"].role.dispersion["sigma"]
+    expected = float(sd.square() / (sd.square() + residual.detach().square().mean()))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    share = float((residual > residual.min()).double().mean())
+    assert share == pytest.approx((frame["s"] == "b").mean()) and expected < 0.5
+
+
+def test_correlated_residuals_count_whole() -> None:
+    """Not what is left of them given the row before."""
+    rng = np.random.default_rng(4)
+    frame = pd.DataFrame({"g": np.repeat(np.arange(30), 8), "t": np.tile(np.arange(8), 30)})
+    frame["y"] = rng.normal(size=30)[frame["g"]] + rng.normal(size=240)
+    fixed = {"g.sd": 1.0, "y.sigma": 2.0, "y.rho": 0.7}
+    family = pmx.Gaussian(residual=pmx.AR1("t", within="g"))
+    fit = pmx.model("y ~ 1 + (1 | g)", frame, family, priors=fixed).fit(progress=False)
+    assert fit.heritability()["estimate"].iloc[0] == pytest.approx(1 / 5, rel=1e-12)
+
+
+def test_effects_of_one_group_are_told_apart() -> None:
+    frame = rows(4, 1.0)
+    model = pmx.model("y ~ 1 + propto(1 | id, K) + (1 | id)", frame, known={"K": (K, IDS)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = model.fit(progress=False)
+        table = fit.heritability()
+        assert list(table["name"]) == ["id[Intercept]", "id.1[Intercept]"]
+        assert fit.heritability("id.1")["estimate"].iloc[0] == table["estimate"].iloc[1]
+    assert list(fit.random_effects("id.1").columns) == ["Intercept"]

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 import pyromix as pmx
 from pyromix.covariances import Coords
-from pyromix.errors import UnsupportedError
+from pyromix.errors import StructureError, UnsupportedError
 from pyromix.results.new_levels import law
 from pyromix.sites import Latent, RowMap
 from tests.marginal.correlated_structures import Decaying, number
@@ -94,3 +94,28 @@ def test_wrappers_in_a_formula_are_the_structures(series: pd.DataFrame) -> None:
     ahead = pd.DataFrame({"time": [30, 45]})
     expected = handed.predict(ahead, new_groups="conditional")
     assert_allclose(process.predict(ahead, new_groups="conditional"), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_nothing_comes_before_the_start_of_a_walk(order: int) -> None:
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"g": np.repeat(["a", "b"], 20), "t": np.tile(np.arange(5, 25), 2), "y": rng.normal(size=40)})
+    known = {"g:t.sd": 0.5, "y.sigma": 0.5}
+    fit = pmx.model(f"y ~ 1 + rw(1 | g:t, order={order})", data, priors=known).fit(progress=False)
+    early = pd.DataFrame({"g": ["a", "b"], "t": [25, 4]})
+    for policy in ("conditional", "marginal"):
+        with pytest.raises(StructureError, match=r"RandomWalk: level \('b', 4\) lies before \('b', 5\)"):
+            fit.predict(early, new_groups=policy)
+        assert np.isfinite(fit.predict(early.assign(g=["a", "c"]), new_groups=policy)).all()  # c is a walk of its own
+    assert np.isfinite(fit.predict(early, new_groups="zero")).all()
+
+
+def test_nothing_comes_before_a_walk_in_a_product() -> None:
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"g": np.repeat(list("abcdef"), 6), "t": np.tile(np.arange(5, 11), 6)})
+    data["y"] = rng.normal(size=36)
+    model = pmx.model("y ~ 1 + kron(1 | g:t, iid, rw)", data, priors={"g:t.sd": 0.5, "y.sigma": 0.5})
+    fit = model.fit(progress=False)
+    with pytest.raises(StructureError, match="RandomWalk: level 4 lies before 5"):
+        fit.predict(pd.DataFrame({"g": ["a"], "t": [4]}), new_groups="conditional")
+    assert np.isfinite(fit.predict(pd.DataFrame({"g": ["new"], "t": [5]}), new_groups="conditional")).all()

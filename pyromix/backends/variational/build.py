@@ -154,7 +154,7 @@ def _joint(
         )
     if name == "group":
         name = "full" if coordinates.size <= 1000 else "low_rank"
-        what = "The program has no groups of random effects that enter linearly, so a guide of everything at once took "
+        what = "No random effects with levels independent of each other enter linearly, so a guide of everything took "
         notes.append(("guide", "group", name, what + f"the place of 'group': {name!r}."))
     guide: AbstractGaussian
     if name == "mean_field":

@@ -23,6 +23,7 @@ from pyromix.running import Program, Record, Site, bijection, run
 ROWS = 20_000  # of the groups that the start is found from
 WIDEST, NARROWEST = 0.5, 1e-3  # SDs of log scales and of correlations, as the number of levels lets expect
 PRIOR_SHARE = 0.5  # starting SD of an effect that nothing is known of, in prior SDs
+MOST_WHITENED, WHITENED_DRAWS = 2000, 200  # correlated effects whose white noise is looked at, and draws of it
 MODE_LIMIT = 300  # sites of a plain program that a mode and a dense curvature are computed for
 WEIGHT_SCALE = 0.1  # starting SD of a weight with a prior, in units of the prior's
 
@@ -80,6 +81,10 @@ def joint_start(
     """Effects begin at the groups' Gaussians where the hyper-parameters begin; without such, at their mode there."""
     zero = torch.zeros(coordinates.size, dtype=torch.float64)
     record = run(program, args, coordinates.values(zero)[0])
+    if any(site.fn.operator.block is None for site in record.latents.values()):
+        whitened = _whitened(program, args, plan, coordinates)
+        if whitened is not None:
+            return _joined(coordinates, record, frozenset(record.latents), *whitened)
     found = _modes(program, args, plan, record) if objective is None else objective.effects_at(zero)
     spherical = frozenset(
         name
@@ -104,6 +109,15 @@ def joint_start(
         if objective is not None:
             moves = _movement(program, args, coordinates, objective, name, name in spherical)
         slopes.append(moves / scale[-1][:, None])
+    return _joined(coordinates, record, spherical, origin, scale, slopes)
+
+
+Parts = list[torch.Tensor]
+
+
+def _joined(
+    coordinates: Coordinates, record: Record, spherical: frozenset[str], origin: Parts, scale: Parts, slopes: Parts
+) -> JointStart:
     joined = Coordinates(
         (*coordinates.pieces, *(_piece(site) for site in record.latents.values())),
         torch.cat([coordinates.origin, *origin]),
@@ -112,6 +126,50 @@ def joint_start(
     )
     empty = torch.empty(0, len(coordinates.head), dtype=torch.float64)
     return JointStart(joined, spherical, torch.cat([empty, *slopes]))
+
+
+def _whitened(
+    program: Program, args: tuple[Any, ...], plan: Plan, coordinates: Coordinates
+) -> tuple[Parts, Parts, Parts] | None:
+    """Means, SDs and movements of the effects' white noise given the hyper-parameters, where levels are correlated.
+
+    ``None`` where they cannot be had: a singular covariance, whose root has no inverse, or too many levels.
+    """
+    zero = torch.zeros(coordinates.size, dtype=torch.float64)
+    try:
+        bound = default_marginal(program, args, plan).bind(program, args, plan)
+
+        def noise(x: torch.Tensor, draws: int = 0) -> dict[str, torch.Tensor]:
+            """Of the modes, or of draws about them, (draws, effects)."""
+            with torch.no_grad():
+                record = run(program, args, coordinates.values(x)[0])
+                conditional = bound.conditional(record)
+                generator = torch.Generator().manual_seed(0)
+                effects = conditional.draw(draws, generator, {}) if draws else conditional.mode
+                return {
+                    name: site.fn.operator.solve_factor(effects[name]).reshape(max(draws, 1), -1)
+                    for name, site in record.latents.items()
+                }
+
+        middle = noise(zero)
+        if sum(mean.numel() for mean in middle.values()) > MOST_WHITENED:
+            return None
+        sds = {name: found.std(0) for name, found in noise(zero, WHITENED_DRAWS).items()}
+        moves = []
+        for k in range(len(coordinates.head)):
+            step = torch.zeros_like(zero)
+            step[k] = 0.5
+            up, down = noise(step), noise(-step)
+            moves.append({name: (up[name] - down[name])[0] for name in up})
+    except (NumericalError, UnsupportedError, ArithmeticError, np.linalg.LinAlgError, torch.linalg.LinAlgError):
+        return None
+    origin = [found[0] for found in middle.values()]
+    scale = [sds[name].clamp(min=NARROWEST) for name in middle]
+    none = [torch.empty(len(mean), 0, dtype=torch.float64) for mean in origin]
+    columns = [torch.stack([move[name] for move in moves], -1) for name in middle] if moves else none
+    slopes = [column / sd[:, None] for column, sd in zip(columns, scale, strict=True)]
+    parts = (origin, scale, slopes)
+    return parts if all(bool(torch.isfinite(part).all()) for group in parts for part in group) else None
 
 
 Effects = dict[str, tuple[torch.Tensor, torch.Tensor, float]]
