@@ -3,7 +3,8 @@ r"""Sudden infant deaths in the counties of North Carolina: a map by neighbours,
 .. math:: deaths_i \sim Poisson(births_i\, e^{\eta_i}), \qquad \eta_i = \beta_0 + \beta_1 x_i + u_i
 
 x is the share of births to parents who are not white, u a BYM2 field: part of its variance follows the county's
-neighbours, the rest is the county's own (Riebler et al. 2016). Data: 1974 to 1978 (Cressie and Read 1985).
+neighbours, the rest is the county's own (Riebler et al. 2016). Data: 1974 to 1978 (Cressie and Read 1985). Maximum
+likelihood puts that part, phi, at an edge of its range and warns; its posterior is spread over all of it.
 
     python examples/infant_deaths.py --out deaths.png
 """

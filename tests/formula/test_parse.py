@@ -269,7 +269,7 @@ MALFORMED = [
     ("y ~ C(levels='a')", "needs a column"),
     ("y ~ (1|2)", "'2'.*grouping factor"),
     ("y ~ us(x||g)", r"'\|\|' inside us"),
-    ("y ~ diag(x)", "'diag'"),
+    ("y ~ diag(x)", r"diag\(...\) is a structure of random effects and takes a term with a bar"),
     ("y ~ diag((1|g) + (1|h))", "exactly one random term"),
     ("y ~ foo(1|g)", "foo.*us.*diag"),
     ("y ~ x +", "operand is missing"),

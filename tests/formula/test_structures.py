@@ -276,7 +276,7 @@ def test_what_is_missing(term: str, known: dict[str, Any], message: str) -> None
     ("change", "term", "message"),
     [
         ({"v1": -1.0}, "(1 | mm(m1, m2, weights = cbind(v1, v2)))", "negative or infinite weights"),
-        ({"v1": 0.0, "v2": 0.0}, "(1 | mm(m1, m2, weights = cbind(v1, v2)))", "row of zero weights"),
+        ({"v1": 0.0, "v2": 0.0}, "(1 | mm(m1, m2, weights = cbind(v1, v2)))", "zero total weight"),
         ({"m2": 3}, "(1 | mm(m1, m2))", "labels of different types"),
     ],
 )
