@@ -248,11 +248,11 @@ class _Names:
             labels = hyper.role.labels or range(hyper.role.design.shape[1])
             return (self.dim(f"{name}_coef", labels),)
         owner = declared.owner(self.record, name)
+        terms = () if owner is None else self.record.latents[owner].role.shown.terms
+        own = None if hyper is None else hyper.role.labels
+        if own is not None and own != terms and shape == (len(own),):
+            return (self.dim(f"{name}_dim_0", own),)
         if owner is not None:
-            terms = self.record.latents[owner].role.shown.terms
-            own = None if hyper is None else hyper.role.labels
-            if own is not None and own != terms and shape == (len(own),):
-                return (self.dim(f"{name}_dim_0", own),)
             if shape == (len(terms),):
                 return (self.dim(f"{owner}_term", terms),)
             if shape == (len(terms), len(terms)):

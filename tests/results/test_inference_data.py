@@ -168,3 +168,10 @@ def test_weights_of_a_network_are_named_by_position() -> None:
     assert posterior["net.0.weight"].dims == ("chain", "draw", "net.0.weight_dim_0", "net.0.weight_dim_1")
     assert "net" not in posterior
     assert "Network: net, Sequential with 3 weights" in str(fit.summary())
+
+
+def test_ratios_of_residuals_are_named_by_their_strata() -> None:
+    rng = np.random.default_rng(2)
+    data = pd.DataFrame({"s": np.tile(list("abc"), 20), "y": rng.normal(size=60)})
+    fit = pmx.model("y ~ 1", data, pmx.Gaussian(variance=pmx.VarIdent("s"))).fit(progress=False)
+    assert fit.idata.posterior["y.ratio"].coords["y.ratio_dim_0"].values.tolist() == ["b", "c"]
