@@ -9,6 +9,7 @@ from pathlib import Path
 import arviz as az
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
