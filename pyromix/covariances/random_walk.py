@@ -126,5 +126,10 @@ def _require_equal(chains: Chains, coords: Coords) -> None:
         a, b = (coords.levels[chains.order[k]] for k in (at - 1, at))
         raise StructureError(
             f"RandomWalk(order=2): levels {a!r} and {b!r} are {chains.gap[at]:g} apart, others {first:g}; it needs "
-            "equal steps. Give the effect a level for every step (levels=...), with or without rows, or use order=1."
+            "equal steps. "
+            + (
+                "Give the effect a level for every step (levels=...), with or without rows, or use order=1."
+                if coords.known is None
+                else "Predict the steps between as well."
+            )
         )

@@ -120,6 +120,8 @@ def read_points(points: Any, where: str) -> np.ndarray:
     try:
         x = np.array(points.detach().numpy() if isinstance(points, torch.Tensor) else points, dtype=np.float64)
     except (TypeError, ValueError) as error:
+        if "Timestamp" in str(error) or "datetime" in str(error):
+            error = TypeError("dates; make numbers of them, such as (date - date.min()).dt.days")
         raise DataError(f"{where}: points are not numbers ({error}); pass an array (n, dimension).") from error
     x = x[:, None] if x.ndim == 1 else x
     if x.ndim != 2 or x.shape[1] not in (1, 2, 3):

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 import pyromix as pmx
 from pyromix.covariances import Coords
-from pyromix.errors import StructureError, UnsupportedError
+from pyromix.errors import PyromixError, StructureError, UnsupportedError
 from pyromix.results.new_levels import law
 from pyromix.sites import Latent, RowMap
 from tests.marginal.correlated_structures import Decaying, number
@@ -119,3 +119,22 @@ def test_nothing_comes_before_a_walk_in_a_product() -> None:
     with pytest.raises(StructureError, match="RandomWalk: level 4 lies before 5"):
         fit.predict(pd.DataFrame({"g": ["a"], "t": [4]}), new_groups="conditional")
     assert np.isfinite(fit.predict(pd.DataFrame({"g": ["new"], "t": [5]}), new_groups="conditional")).all()
+
+
+def test_a_walk_of_second_order_is_forecast_step_by_step() -> None:
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"t": np.repeat(np.arange(20), 2), "y": rng.normal(size=40)})
+    fit = pmx.model("y ~ 1 + rw(1 | t, order=2)", data, priors={"t.sd": 0.3, "y.sigma": 1.0}).fit(progress=False)
+    with pytest.raises(StructureError, match="levels 19 and 22 are 3 apart.*Predict the steps between as well"):
+        fit.predict(pd.DataFrame({"t": [22]}), new_groups="conditional")
+    u, beta = fit.estimate.latents["t"][:, 0].numpy(), float(fit.estimate.point["beta"][0])
+    found = fit.predict(pd.DataFrame({"t": [20, 21, 22]}), new_groups="conditional") - beta
+    np.testing.assert_allclose(found, u[19] + (u[19] - u[18]) * np.arange(1, 4), rtol=1e-8)
+
+
+@pytest.mark.parametrize("wrapper", ["gp(day)", "spde(day)", "ar1(1 | day)", "rw(1 | day)"])
+def test_dates_are_to_be_numbers(wrapper: str) -> None:
+    day = pd.Timestamp("2020-01-01") + pd.to_timedelta(np.repeat(np.arange(12), 2), unit="D")
+    data = pd.DataFrame({"day": day, "y": np.random.default_rng(0).normal(size=24)})
+    with pytest.raises(PyromixError, match=r"make (a number of it|numbers of them), such as \(date - date.min\(\)\)"):
+        pmx.model(f"y ~ 1 + {wrapper}", data).fit(progress=False)
